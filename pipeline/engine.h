@@ -1,0 +1,153 @@
+// The engine turns a schedule into stream-ordered work. It decides nothing: order comes from the programs, events from
+// one rule (a transfer waits for the compute that filled its buffer, compute waits for the transfer it reads).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/stream.h"
+#include "layers/layer.h"
+#include "optim/optimizer.h"
+#include "pipeline/schedule.h"
+
+namespace pipeoptim {
+
+// One mini-batch in host memory (pinned for CUDA): inputs of `input` shape, one label a record, padding records have
+// label -1.
+struct Batch {
+  const float* inputs = nullptr;
+  const std::int32_t* labels = nullptr;
+};
+
+// Where the engine gets mini-batches from. Called from the engine's host thread and, for release, from stream workers.
+class BatchSource {
+ public:
+  virtual ~BatchSource() = default;
+  // Blocks until mini-batch t (counted from the start of this pass) is there; valid until release(t).
+  virtual Batch acquire(std::int64_t t) = 0;
+  virtual void release(std::int64_t t) = 0;
+};
+
+// A tensor of the model by its global name.
+struct ModelTensor {
+  std::string name;
+  Shape shape;              // PyTorch's
+  bool trained = true;      // false: state (running statistics)
+  int stage = 0;
+  Initializer initializer;  // of trained tensors
+};
+
+struct StageMemory {  // bytes
+  std::size_t weights = 0, gradients = 0, optimizer = 0, predicted = 0, versions = 0, states = 0;
+  std::size_t stash = 0, workspace = 0, transfers = 0;
+  std::size_t total() const {
+    return weights + gradients + optimizer + predicted + versions + states + stash + workspace + transfers;
+  }
+};
+
+struct LayerInfo {
+  std::string name, description;
+  Shape output;
+  std::int64_t parameters = 0;
+};
+
+struct StageInfo {
+  std::vector<LayerInfo> layers;
+  std::vector<std::string> parameters;  // global names of the trained tensors
+  std::int64_t parameter_count = 0;
+  int weight_copies = 1;  // full copies of the weights at most, the live one included
+  int stash_slots = 1;    // micro-batches in flight at most
+  StageMemory memory;
+};
+
+// What a stage did, in the order in which it did it: `version` is read from the stage's own counter when the work is
+// executed, not from the schedule.
+struct VersionRecord {
+  int stage;
+  std::int64_t minibatch, microbatch;  // counted from the start of training
+  char op;                             // 'F', 'B' or 'U'
+  std::int64_t version;                // counted from the start of training; U: the version it made
+  int horizon;
+};
+
+struct StepResult {
+  std::int64_t step = 0;      // mini-batch, counted from the start of training
+  double loss = 0;            // mean over the mini-batch
+  std::int64_t records = 0;
+  std::int64_t correct = 0;
+};
+
+struct PassResult {
+  double loss = 0;  // mean over the records
+  std::int64_t records = 0;
+  std::int64_t correct = 0;
+  double seconds = 0;
+};
+
+struct StageTiming {
+  double busy_seconds = 0;   // F, B, U on the compute stream
+  double total_seconds = 0;  // from the first to the last instruction of the pass, over all stages
+};
+
+// One executed piece of work for the Chrome trace.
+struct TraceSpan {
+  int stage;
+  int stream;  // 0 compute, 1 incoming, 2 outgoing
+  char name[24];
+  double begin_us, end_us;  // since the engine was made
+};
+
+struct EngineConfig {
+  Device device;
+  int threads = 1;  // of the whole process, divided over the stages (at least one each)
+  std::string method = "pipeoptim";
+  HorizonPolicy horizon = HorizonPolicy::kExact;
+  OptimizerConfig optimizer;
+  int microbatches_per_update = 1;
+  std::uint64_t seed = 0;
+  HostExecution execution = HostExecution::kWorker;  // kInline: the one-queue oracle
+  bool trace = false;                                // keep TraceSpans
+};
+
+struct TrainPass {
+  std::int64_t first_step = 0;  // global index of the pass's first mini-batch
+  std::int64_t minibatches = 0;
+  std::function<float(std::int64_t)> learning_rate;    // of a global step
+  std::function<bool(const StepResult&)> on_step;      // in order, from the calling thread; false: end after what is in flight
+  std::function<void(const VersionRecord&)> on_version;  // after the pass, in stage order
+};
+
+class Engine {
+ public:
+  // `input` is the shape of one mini-batch, {B, ...}. Throws std::invalid_argument where numbers do not fit.
+  Engine(EngineConfig config, std::vector<std::vector<NamedLayer>> stages, std::unique_ptr<Loss> loss, Shape input);
+  ~Engine();
+
+  // Trains one pass and flushes the pipeline. Throws DataError when the loss is not finite.
+  PassResult train(BatchSource& source, const TrainPass& pass);
+  PassResult evaluate(BatchSource& source, std::int64_t minibatches);
+
+  const std::vector<ModelTensor>& tensors() const;
+  // Values in PyTorch's order, blocking; shape and size are checked.
+  std::vector<float> read_tensor(const std::string& name) const;
+  void write_tensor(const std::string& name, std::span<const float> values);
+
+  std::vector<StageInfo> stage_info() const;
+  std::vector<StageTiming> stage_timing() const;  // of the last train()
+  std::vector<OptimizerStatus> optimizer_status() const;
+  // Stage and tensor of the last skipped update, for messages: "stage 2, layer3.0.conv1.weight"; empty: none.
+  std::string last_skip() const;
+  std::vector<TraceSpan> take_trace();
+  const Schedule& last_schedule() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pipeoptim

@@ -1,0 +1,91 @@
+// A schedule is data: for every stage one vector of instructions, in the order in which the stage's host issues them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace pipeoptim {
+
+enum class Op : std::uint8_t {
+  kForward,          // F: forward of one micro-batch
+  kBackward,         // B: input gradient and weight gradient
+  kBackwardInput,    // input gradient only (split backward)
+  kBackwardWeights,  // weight gradient only (split backward)
+  kUpdate,           // U: one optimizer step of the stage
+  kPredict,          // writes the predicted copy from the live weights
+  kUpdatePredict,    // U and kPredict in one pass
+  kStashWeights,     // copies the live weights to a version slot
+  kSendActivation,
+  kReceiveActivation,
+  kSendGradient,
+  kReceiveGradient
+};
+
+// Which weights a forward or backward multiplies by.
+enum class WeightSource : std::uint8_t { kLive, kPredicted, kVersion };
+
+struct Instruction {
+  Op op = Op::kForward;
+  std::int32_t microbatch = 0;  // counted from the flush; for updates: of the last backward before it
+  std::int32_t minibatch = 0;   // microbatch / micro-batches per update
+  std::int32_t slot = -1;       // activation slot of the micro-batch on this stage
+  WeightSource source = WeightSource::kLive;
+  std::int32_t version = 0;       // F, B: base version it reads; U: version it makes (counted from the flush)
+  std::int32_t horizon = 0;       // F, B, predict: steps of prediction
+  std::int32_t version_slot = -1; // kStashWeights and WeightSource::kVersion
+
+  friend bool operator==(const Instruction&, const Instruction&) = default;
+};
+
+using Program = std::vector<Instruction>;
+
+struct Schedule {
+  std::vector<Program> stages;
+  std::int32_t microbatches = 0;         // between two flushes
+  std::int32_t microbatches_per_update = 1;
+  std::vector<std::int32_t> slots;          // per stage: activation slots needed
+  std::vector<std::int32_t> version_slots;  // per stage: extra full weight copies for kVersion
+
+  int depth() const { return static_cast<int>(stages.size()); }
+};
+
+enum class HorizonPolicy { kExact, kPaper, kReleasedCode };
+
+// What a method is asked to make a schedule for.
+struct ScheduleRequest {
+  int stages = 1;
+  int minibatches = 1;                 // mini-batches (updates) between two flushes
+  int microbatches_per_update = 1;
+  HorizonPolicy horizon = HorizonPolicy::kExact;
+};
+
+// Makes the complete, validated schedule of a method: "sequential", "gpipe", "1f1b", "naive", "pipedream",
+// "pipedream-2bw", "spectrain", "pipeoptim". Throws std::invalid_argument for an unknown name (with the nearest one)
+// or impossible numbers (saying which).
+Schedule make_schedule(const std::string& method, const ScheduleRequest& request);
+
+// All method names, in the order of the documentation.
+const std::vector<std::string>& method_names();
+
+// Forward only (evaluation): each stage F of every micro-batch with its transfers, live weights.
+Schedule make_forward_schedule(int stages, int microbatches);
+
+// Proves that the schedule runs to its end when every edge buffers at most `channel_capacity` tensors, that every
+// dependency holds, that weight versions are what the instructions claim and that slots do not overlap. Throws
+// std::logic_error naming stage, instruction and what it waits for.
+void validate(const Schedule& schedule, int channel_capacity = 1);
+
+// One order of all instructions as (stage, index) in which each comes after what it depends on; breadth first.
+struct IssueStep {
+  std::int32_t stage;
+  std::int32_t index;
+};
+std::vector<IssueStep> issue_order(const Schedule& schedule);
+
+// Unit-time picture: one line a stage, one column a time unit ("F0", "B0"; updates merged into B).
+std::string draw(const Schedule& schedule, int max_columns = 110);
+
+std::string to_string(const Instruction& instruction);
+
+}  // namespace pipeoptim
