@@ -1,9 +1,10 @@
-// The layer API. A layer is a pure function of (weights, inputs): what backward needs is written to a stash by forward
-// and read from it later, so any number of mini-batches can be in flight. Its life:
+// The layer API. A layer is a pure function of (weights, inputs): what backward needs is written to a stash
+// by forward and read from it later, so any number of mini-batches can be in flight. Its life:
 //
 //   1. construct it with its hyper-parameters;
 //   2. plan(device, input shape) once: fixes shapes, says how many bytes it needs, prepares vendor plans;
-//   3. forward / backward_input / backward_weights any number of times: const, asynchronous on the context's stream,
+//   3. forward / backward_input / backward_weights any number of times: const, asynchronous on the context's
+//   stream,
 //      no allocation. One planned layer is used by one stream at a time (its workspace is shared).
 #pragma once
 
@@ -54,7 +55,9 @@ struct State {
 // What backward reads beside the stash; decides which activations a stage keeps.
 enum class Needs { kNothing, kInput, kOutput, kInputAndOutput };
 constexpr bool needs_input(Needs needs) { return needs == Needs::kInput || needs == Needs::kInputAndOutput; }
-constexpr bool needs_output(Needs needs) { return needs == Needs::kOutput || needs == Needs::kInputAndOutput; }
+constexpr bool needs_output(Needs needs) {
+  return needs == Needs::kOutput || needs == Needs::kInputAndOutput;
+}
 
 // Everything a planned layer promises, fixed before anything runs.
 struct LayerPlan {
@@ -62,23 +65,24 @@ struct LayerPlan {
   std::size_t stash_bytes = 0;      // per mini-batch in flight
   std::size_t workspace_bytes = 0;  // per stage, contents undefined between calls
   Needs needs = Needs::kInput;
-  bool in_place = false;  // output may be the input's memory, and input gradient the output gradient's
-  double forward_flops = 0;    // for partitioning: floating point operations of one forward,
-  double backward_flops = 0;   // of both backwards,
-  double bytes = 0;            // and bytes moved by all three
+  bool in_place = false;      // output may be the input's memory, and input gradient the output gradient's
+  double forward_flops = 0;   // for partitioning: floating point operations of one forward,
+  double backward_flops = 0;  // of both backwards,
+  double bytes = 0;           // and bytes moved by all three
 };
 
 enum class Mode { kTraining, kEvaluation };
 
-// Identifies the random numbers of one layer and mini-batch; the same on every schedule, backend and thread count.
+// Identifies the random numbers of one layer and mini-batch; the same on every schedule, backend and thread
+// count.
 struct RandomKey {
   std::uint64_t seed = 0;
   std::uint64_t minibatch = 0;  // counts micro-batches where there are several
   std::uint64_t layer = 0;      // index of the layer in the whole model
 };
 
-// Base pointers of one layer's parameters, in the order of parameters(). Three types, so that a forward cannot be
-// given the backward's weights by mistake.
+// Base pointers of one layer's parameters, in the order of parameters(). Three types, so that a forward
+// cannot be given the backward's weights by mistake.
 struct ForwardWeights {
   std::span<const float* const> pointers;
   const float* operator[](std::size_t i) const { return pointers[i]; }
@@ -108,7 +112,8 @@ struct ForwardContext {
 };
 
 // input and output are null unless the plan's `needs` asks for them. backward_input always runs before
-// backward_weights of the same mini-batch, perhaps long before; input_gradient.data is null where nobody reads it.
+// backward_weights of the same mini-batch, perhaps long before; input_gradient.data is null where nobody
+// reads it.
 struct BackwardContext {
   Stream& stream;
   BackwardWeights weights;

@@ -1,5 +1,6 @@
-// The optimizer of one stage: a rule, its state arena, and the three passes (update, predict, update+predict) over the
-// stage's flat parameter arena. All work is stream-ordered; nothing blocks, nothing allocates after construction.
+// The optimizer of one stage: a rule, its state arena, and the three passes (update, predict, update+predict)
+// over the stage's flat parameter arena. All work is stream-ordered; nothing blocks, nothing allocates after
+// construction.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,8 @@ struct OptimizerConfig {
   Predictor predictor = Predictor::kLinear;
 };
 
-// A contiguous range of the parameter arena (in elements) that belongs to one parameter group or one named tensor.
+// A contiguous range of the parameter arena (in elements) that belongs to one parameter group or one named
+// tensor.
 struct ArenaRange {
   std::int64_t begin = 0;
   std::int64_t end = 0;
@@ -48,10 +50,11 @@ struct NamedRange {
 using LearningRates = std::span<const float>;
 
 struct OptimizerStatus {
-  std::int64_t steps = 0;             // completed updates
-  std::int64_t skipped = 0;           // updates skipped by the non-finite guard
-  std::int32_t last_bad_range = -1;   // index into the named ranges of the first non-finite gradient of the last skip
-  float gradient_norm = 0;            // of the last update (before clipping)
+  std::int64_t steps = 0;    // completed updates
+  std::int64_t skipped = 0;  // updates skipped by the non-finite guard
+  std::int32_t last_bad_range =
+      -1;                   // index into the named ranges of the first non-finite gradient of the last skip
+  float gradient_norm = 0;  // of the last update (before clipping)
 };
 
 class Optimizer {
@@ -60,20 +63,21 @@ class Optimizer {
 
   virtual int slots() const = 0;  // state arrays of the arena's length
 
-  // w <- one step along the rule with learning rate `lr`. A gradient that holds a non-finite value skips the step:
-  // weights and state stay bitwise as they were, and the status says so.
+  // w <- one step along the rule with learning rate `lr`. A gradient that holds a non-finite value skips the
+  // step: weights and state stay bitwise as they were, and the status says so.
   virtual void update(Stream& stream, float* weights, const float* gradients, float lr) = 0;
 
-  // predicted <- weights advanced by `rates.size()` steps along the rule's own direction; rates[i] is the learning rate
-  // of the i-th of these steps (the linear predictor multiplies rates[0] by the count, as the paper does).
-  // With no completed step: a copy.
+  // predicted <- weights advanced by `rates.size()` steps along the rule's own direction; rates[i] is the
+  // learning rate of the i-th of these steps (the linear predictor multiplies rates[0] by the count, as the
+  // paper does). With no completed step: a copy.
   virtual void predict(Stream& stream, const float* weights, float* predicted, LearningRates rates) = 0;
 
   // Both in one pass; bit for bit what update() then predict() give.
-  virtual void update_predict(Stream& stream, float* weights, const float* gradients, float lr, float* predicted,
-                              LearningRates rates) = 0;
+  virtual void update_predict(Stream& stream, float* weights, const float* gradients, float lr,
+                              float* predicted, LearningRates rates) = 0;
 
-  // Slot arrays (names as in PyTorch: "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"), in the device's memory.
+  // Slot arrays (names as in PyTorch: "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"), in the
+  // device's memory.
   virtual std::vector<std::pair<std::string, float*>> state() = 0;
 
   // Copies the status to host memory in stream order; `to` must stay alive (pinned for CUDA).
@@ -81,13 +85,17 @@ class Optimizer {
 };
 
 struct OptimizerArena {
-  std::int64_t elements = 0;           // of the arena, padding included
-  std::vector<ArenaRange> groups;      // cover the arena
-  std::vector<NamedRange> names;       // tensors, for messages
+  std::int64_t elements = 0;       // of the arena, padding included
+  std::vector<ArenaRange> groups;  // cover the arena
+  std::vector<NamedRange> names;   // tensors, for messages
 };
 
-// Throws std::invalid_argument for an unknown rule (nearest name) or an impossible hyper-parameter (names it).
+// Throws std::invalid_argument for an unknown rule (nearest name) or an impossible hyper-parameter (names
+// it).
 std::unique_ptr<Optimizer> make_optimizer(Device device, const OptimizerConfig& config, OptimizerArena arena);
+
+// State arrays that the rule keeps, each as long as the arena. Throws as make_optimizer for an unknown rule.
+int optimizer_slots(const OptimizerConfig& config);
 
 const std::vector<std::string>& optimizer_names();
 

@@ -1,5 +1,6 @@
-// The engine turns a schedule into stream-ordered work. It decides nothing: order comes from the programs, events from
-// one rule (a transfer waits for the compute that filled its buffer, compute waits for the transfer it reads).
+// The engine turns a schedule into stream-ordered work. It decides nothing: order comes from the programs,
+// events from one rule (a transfer waits for the compute that filled its buffer, compute waits for the
+// transfer it reads).
 #pragma once
 
 #include <cstdint>
@@ -17,14 +18,15 @@
 
 namespace pipeoptim {
 
-// One mini-batch in host memory (pinned for CUDA): inputs of `input` shape, one label a record, padding records have
-// label -1.
+// One mini-batch in host memory (pinned for CUDA): inputs of `input` shape, one label a record, padding
+// records have label -1.
 struct Batch {
   const float* inputs = nullptr;
   const std::int32_t* labels = nullptr;
 };
 
-// Where the engine gets mini-batches from. Called from the engine's host thread and, for release, from stream workers.
+// Where the engine gets mini-batches from. Called from the engine's host thread and, for release, from stream
+// workers.
 class BatchSource {
  public:
   virtual ~BatchSource() = default;
@@ -36,8 +38,8 @@ class BatchSource {
 // A tensor of the model by its global name.
 struct ModelTensor {
   std::string name;
-  Shape shape;              // PyTorch's
-  bool trained = true;      // false: state (running statistics)
+  Shape shape;          // PyTorch's
+  bool trained = true;  // false: state (running statistics)
   int stage = 0;
   Initializer initializer;  // of trained tensors
 };
@@ -65,8 +67,8 @@ struct StageInfo {
   StageMemory memory;
 };
 
-// What a stage did, in the order in which it did it: `version` is read from the stage's own counter when the work is
-// executed, not from the schedule.
+// What a stage did, in the order in which it did it: `version` is read from the stage's own counter when the
+// work is executed, not from the schedule.
 struct VersionRecord {
   int stage;
   std::int64_t minibatch, microbatch;  // counted from the start of training
@@ -76,8 +78,8 @@ struct VersionRecord {
 };
 
 struct StepResult {
-  std::int64_t step = 0;      // mini-batch, counted from the start of training
-  double loss = 0;            // mean over the mini-batch
+  std::int64_t step = 0;  // mini-batch, counted from the start of training
+  double loss = 0;        // mean over the mini-batch
   std::int64_t records = 0;
   std::int64_t correct = 0;
 };
@@ -117,15 +119,17 @@ struct EngineConfig {
 struct TrainPass {
   std::int64_t first_step = 0;  // global index of the pass's first mini-batch
   std::int64_t minibatches = 0;
-  std::function<float(std::int64_t)> learning_rate;    // of a global step
-  std::function<bool(const StepResult&)> on_step;      // in order, from the calling thread; false: end after what is in flight
+  std::function<float(std::int64_t)> learning_rate;  // of a global step
+  std::function<bool(const StepResult&)>
+      on_step;  // in order, from the calling thread; false: end after what is in flight
   std::function<void(const VersionRecord&)> on_version;  // after the pass, in stage order
 };
 
 class Engine {
  public:
   // `input` is the shape of one mini-batch, {B, ...}. Throws std::invalid_argument where numbers do not fit.
-  Engine(EngineConfig config, std::vector<std::vector<NamedLayer>> stages, std::unique_ptr<Loss> loss, Shape input);
+  Engine(EngineConfig config, std::vector<std::vector<NamedLayer>> stages, std::unique_ptr<Loss> loss,
+         Shape input);
   ~Engine();
 
   // Trains one pass and flushes the pipeline. Throws DataError when the loss is not finite.

@@ -1,4 +1,5 @@
-// A schedule is data: for every stage one vector of instructions, in the order in which the stage's host issues them.
+// A schedule is data: for every stage one vector of instructions, in the order in which the stage's host
+// issues them.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +32,9 @@ struct Instruction {
   std::int32_t minibatch = 0;   // microbatch / micro-batches per update
   std::int32_t slot = -1;       // activation slot of the micro-batch on this stage
   WeightSource source = WeightSource::kLive;
-  std::int32_t version = 0;       // F, B: base version it reads; U: version it makes (counted from the flush)
-  std::int32_t horizon = 0;       // F, B, predict: steps of prediction
-  std::int32_t version_slot = -1; // kStashWeights and WeightSource::kVersion
+  std::int32_t version = 0;  // F, B: base version it reads; U: version it makes (counted from the flush)
+  std::int32_t horizon = 0;  // F, B, predict: steps of prediction
+  std::int32_t version_slot = -1;  // kStashWeights and WeightSource::kVersion
 
   friend bool operator==(const Instruction&, const Instruction&) = default;
 };
@@ -42,7 +43,7 @@ using Program = std::vector<Instruction>;
 
 struct Schedule {
   std::vector<Program> stages;
-  std::int32_t microbatches = 0;         // between two flushes
+  std::int32_t microbatches = 0;  // between two flushes
   std::int32_t microbatches_per_update = 1;
   std::vector<std::int32_t> slots;          // per stage: activation slots needed
   std::vector<std::int32_t> version_slots;  // per stage: extra full weight copies for kVersion
@@ -55,14 +56,14 @@ enum class HorizonPolicy { kExact, kPaper, kReleasedCode };
 // What a method is asked to make a schedule for.
 struct ScheduleRequest {
   int stages = 1;
-  int minibatches = 1;                 // mini-batches (updates) between two flushes
+  int minibatches = 1;  // mini-batches (updates) between two flushes
   int microbatches_per_update = 1;
   HorizonPolicy horizon = HorizonPolicy::kExact;
 };
 
 // Makes the complete, validated schedule of a method: "sequential", "gpipe", "1f1b", "naive", "pipedream",
-// "pipedream-2bw", "spectrain", "pipeoptim". Throws std::invalid_argument for an unknown name (with the nearest one)
-// or impossible numbers (saying which).
+// "pipedream-2bw", "spectrain", "pipeoptim". Throws std::invalid_argument for an unknown name (with the
+// nearest one) or impossible numbers (saying which).
 Schedule make_schedule(const std::string& method, const ScheduleRequest& request);
 
 // All method names, in the order of the documentation.
@@ -71,12 +72,13 @@ const std::vector<std::string>& method_names();
 // Forward only (evaluation): each stage F of every micro-batch with its transfers, live weights.
 Schedule make_forward_schedule(int stages, int microbatches);
 
-// Proves that the schedule runs to its end when every edge buffers at most `channel_capacity` tensors, that every
-// dependency holds, that weight versions are what the instructions claim and that slots do not overlap. Throws
-// std::logic_error naming stage, instruction and what it waits for.
+// Proves that the schedule runs to its end when every edge buffers at most `channel_capacity` tensors, that
+// every dependency holds, that weight versions are what the instructions claim and that slots do not overlap.
+// Throws std::logic_error naming stage, instruction and what it waits for.
 void validate(const Schedule& schedule, int channel_capacity = 1);
 
-// One order of all instructions as (stage, index) in which each comes after what it depends on; breadth first.
+// One order of all instructions as (stage, index) in which each comes after what it depends on; breadth
+// first.
 struct IssueStep {
   std::int32_t stage;
   std::int32_t index;

@@ -23,7 +23,8 @@ struct Device {
 // "cpu" or "cuda:N".
 std::string to_string(const Device& device);
 
-// The number of usable devices: 1 for the host; for CUDA 0 where the build, the driver or the card is missing.
+// The number of usable devices: 1 for the host; for CUDA 0 where the build, the driver or the card is
+// missing.
 int device_count(Backend backend);
 
 // One line about the processor (model name, cores or SMs, memory).

@@ -1,5 +1,5 @@
-// The three kinds of errors: std::invalid_argument (the caller's), std::logic_error (a broken invariant of ours) and
-// DeviceError (a vendor library or the machine refused).
+// The three kinds of errors: std::invalid_argument (the caller's), std::logic_error (a broken invariant of
+// ours) and DeviceError (a vendor library or the machine refused).
 #pragma once
 
 #include <source_location>
@@ -8,16 +8,18 @@
 
 namespace pipeoptim {
 
-// A call into a vendor library or the operating system failed. what() names the call, its status and the place.
+// A call into a vendor library or the operating system failed. what() names the call, its status and the
+// place.
 class DeviceError : public std::runtime_error {
  public:
   DeviceError(const std::string& call, const std::string& status,
               std::source_location where = std::source_location::current())
-      : std::runtime_error(call + ": " + status + " (" + where.file_name() + ":" + std::to_string(where.line()) +
-                           ")") {}
+      : std::runtime_error(call + ": " + status + " (" + where.file_name() + ":" +
+                           std::to_string(where.line()) + ")") {}
 };
 
-// Bad data from outside (a file, a record, a weight): what() names the culprit. A run-time failure, not a usage error.
+// Bad data from outside (a file, a record, a weight): what() names the culprit. A run-time failure, not a
+// usage error.
 class DataError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

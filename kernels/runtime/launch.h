@@ -1,9 +1,11 @@
-// The two launches. A body is a trivially copyable named functor, passed by value; it holds pointers and scalars.
+// The two launches. A body is a trivially copyable named functor, passed by value; it holds pointers and
+// scalars.
 //
 //   for_each(stream, n, body)        calls body(i) for every i in [0, n), in any order
 //   for_each_row(stream, rows, body) calls body(row, team) for every row; the members of a team share one row
 //
-// Include this header only from .cu files: a launcher instantiated by two compilers would be an ODR violation.
+// Include this header only from .cu files: a launcher instantiated by two compilers would be an ODR
+// violation.
 #pragma once
 
 #ifndef PIPEOPTIM_KERNEL_FILE

@@ -1,4 +1,5 @@
-// Streams and events: every piece of work runs in the order of a stream; events order streams among each other.
+// Streams and events: every piece of work runs in the order of a stream; events order streams among each
+// other.
 #pragma once
 
 #include <cstddef>
@@ -19,12 +20,13 @@ class Task {
 
   Task() = default;
   template <typename F>
-    requires(!std::is_same_v<std::decay_t<F>, Task>)
-  Task(F&& function) {  // NOLINT(google-explicit-constructor): a callable is a task
+  requires(!std::is_same_v<std::decay_t<F>, Task>)
+      Task(F&& function) {  // NOLINT(google-explicit-constructor): a callable is a task
     using Function = std::decay_t<F>;
     static_assert(sizeof(Function) <= kCapacity, "task too large for a stream's queue");
     static_assert(alignof(Function) <= alignof(std::max_align_t));
-    static_assert(std::is_trivially_copyable_v<Function>, "tasks hold plain values: capture pointers, not owners");
+    static_assert(std::is_trivially_copyable_v<Function>,
+                  "tasks hold plain values: capture pointers, not owners");
     ::new (static_cast<void*>(storage_)) Function(std::forward<F>(function));
     size_ = sizeof(Function);
     call_ = [](void* storage) { (*static_cast<Function*>(storage))(); };
@@ -79,7 +81,8 @@ struct StreamOptions {
   std::string name = "stream";  // thread name, profiler range
 };
 
-// An in-order queue of work on one device. Movable, not copyable. The destructor waits for the work and drops errors.
+// An in-order queue of work on one device. Movable, not copyable. The destructor waits for the work and drops
+// errors.
 class Stream {
  public:
   explicit Stream(Device device, StreamOptions options = {});
@@ -90,12 +93,12 @@ class Stream {
   Device device() const { return device_; }
   int threads() const { return threads_; }
 
-  // Enqueues a task that runs on the host: on a host stream in its worker, on a CUDA stream as a host function
-  // (which then must not call CUDA). Captures must be trivially copyable and outlive the execution.
+  // Enqueues a task that runs on the host: on a host stream in its worker, on a CUDA stream as a host
+  // function (which then must not call CUDA). Captures must be trivially copyable and outlive the execution.
   void submit(const Task& task);
 
-  // Stream-ordered copy between any two places that this stream's device can reach. Pageable memory may make it
-  // synchronous on CUDA: use pinned buffers.
+  // Stream-ordered copy between any two places that this stream's device can reach. Pageable memory may make
+  // it synchronous on CUDA: use pinned buffers.
   void copy(void* to, const void* from, std::size_t bytes);
 
   // Stream-ordered fill with zero bytes.

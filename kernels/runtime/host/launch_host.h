@@ -36,7 +36,8 @@ void for_each(Stream& stream, std::int64_t n, const Body& body) {
     const std::int64_t chunk = ((n + threads - 1) / threads + 63) / 64 * 64;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int thread = 0; thread < threads; ++thread) {
-      run_range(body, std::min<std::int64_t>(n, thread * chunk), std::min<std::int64_t>(n, (thread + 1) * chunk));
+      run_range(body, std::min<std::int64_t>(n, thread * chunk),
+                std::min<std::int64_t>(n, (thread + 1) * chunk));
     }
   });
 }

@@ -1,0 +1,25 @@
+// The seam behind Stream, Event and Memory: what each backend makes. Private to kernels/runtime.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "kernels/runtime/buffer.h"
+#include "kernels/runtime/stream.h"
+
+namespace pipeoptim::detail {
+
+std::unique_ptr<StreamImpl> make_host_stream(const StreamOptions& options);
+std::unique_ptr<StreamImpl> make_cuda_stream(Device device, const StreamOptions& options);
+std::shared_ptr<EventImpl> make_host_event(EventTiming timing);
+std::shared_ptr<EventImpl> make_cuda_event(Device device, EventTiming timing);
+
+int cuda_device_count();
+std::string cuda_describe(int ordinal);
+// Zero-filled; throw DeviceError with the size where there is no memory.
+void* cuda_allocate(Device device, std::size_t bytes, MemoryKind kind);
+void cuda_free(Device device, void* memory, MemoryKind kind) noexcept;
+void cuda_copy(void* to, const void* from, std::size_t bytes);
+
+}  // namespace pipeoptim::detail

@@ -1,0 +1,177 @@
+#include "pipeline/stage.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace pipeoptim {
+namespace {
+
+constexpr std::int64_t kPadding =
+    kAlignment / sizeof(float);  // elements: every tensor starts on a cache line
+
+std::int64_t padded(std::int64_t elements) { return (elements + kPadding - 1) / kPadding * kPadding; }
+
+std::size_t float_bytes(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(float); }
+
+}  // namespace
+
+Stage::Stage(StageOptions options, std::vector<NamedLayer> layers) : options_(std::move(options)) {
+  layers_ = std::make_unique<Sequence>(std::move(layers), options_.split);
+  plan_ = layers_->plan(options_.device, options_.threads, options_.input);
+  place_tensors();
+
+  ArenaPlan slot;
+  input_offset_ = slot.reserve(float_bytes(options_.input.elements()));
+  output_offset_ = slot.reserve(float_bytes(plan_.output.elements()));
+  input_gradient_offset_ = slot.reserve(options_.index == 0 ? 0 : float_bytes(options_.input.elements()));
+  output_gradient_offset_ = slot.reserve(float_bytes(plan_.output.elements()));
+  stash_offset_ = slot.reserve(plan_.stash_bytes);
+  slot_bytes_ = slot.bytes();
+}
+
+// Decaying parameters first, so that each parameter group is one contiguous range and one launch.
+void Stage::place_tensors() {
+  for (const Parameter& parameter : layers_->parameters()) {
+    parameters_.push_back({{parameter.name, parameter.shape, true, options_.index, parameter.initializer},
+                           0,
+                           parameter.storage});
+  }
+  const std::vector<Parameter> declared = layers_->parameters();
+  for (const Decay group : {Decay::kYes, Decay::kNo}) {
+    for (std::size_t i = 0; i < declared.size(); ++i) {
+      if (declared[i].decay != group) continue;
+      parameters_[i].offset = parameter_elements_;
+      parameter_elements_ += padded(declared[i].shape.elements());
+    }
+    if (group == Decay::kYes) decaying_elements_ = parameter_elements_;
+  }
+  for (const State& state : layers_->states()) {
+    const Initializer initial{Initializer::Kind::kConstant, state.initial};
+    states_.push_back(
+        {{state.name, state.shape, false, options_.index, initial}, state_elements_, Storage::kRowMajor});
+    state_elements_ += padded(state.shape.elements());
+  }
+}
+
+OptimizerArena Stage::optimizer_arena() const {
+  OptimizerArena arena;
+  arena.elements = parameter_elements_;
+  if (decaying_elements_ > 0) arena.groups.push_back({0, decaying_elements_, true});
+  if (parameter_elements_ > decaying_elements_) {
+    arena.groups.push_back({decaying_elements_, parameter_elements_, false});
+  }
+  for (const PlacedTensor& placed : parameters_) {
+    arena.names.push_back(
+        {placed.tensor.name, placed.offset, placed.offset + placed.tensor.shape.elements()});
+  }
+  return arena;
+}
+
+void Stage::allocate() {
+  if (slots_ || weights_.data()) return;
+  const Device device = options_.device;
+  const auto elements = static_cast<std::size_t>(parameter_elements_);
+  weights_ = Buffer<float>(device, elements);
+  gradients_ = Buffer<float>(device, elements);
+  if (options_.predicts) predicted_ = Buffer<float>(device, elements);
+  for (int i = 0; i < options_.version_slots; ++i) versions_.emplace_back(device, elements);
+  state_values_ = Buffer<float>(device, static_cast<std::size_t>(state_elements_));
+  slots_ = Memory(device, slot_bytes_ * static_cast<std::size_t>(options_.slots));
+  workspace_ = Memory(device, plan_.workspace_bytes);
+  if (parameter_elements_ > 0) optimizer_ = make_optimizer(device, options_.optimizer, optimizer_arena());
+
+  version_pointers_.resize(versions_.size());
+  for (const PlacedTensor& placed : parameters_) {
+    live_pointers_.push_back(weights_.data() + placed.offset);
+    gradient_pointers_.push_back(gradients_.data() + placed.offset);
+    if (options_.predicts) predicted_pointers_.push_back(predicted_.data() + placed.offset);
+    for (std::size_t i = 0; i < versions_.size(); ++i) {
+      version_pointers_[i].push_back(versions_[i].data() + placed.offset);
+    }
+  }
+  for (const PlacedTensor& placed : states_) state_pointers_.push_back(state_values_.data() + placed.offset);
+}
+
+StageMemory Stage::memory() const {
+  const std::size_t copy = float_bytes(parameter_elements_);
+  const auto slots = static_cast<std::size_t>(options_.slots);
+  StageMemory memory;
+  memory.weights = copy;
+  memory.gradients = copy;
+  memory.optimizer =
+      parameter_elements_ == 0 ? 0 : copy * static_cast<std::size_t>(optimizer_slots(options_.optimizer));
+  memory.predicted = options_.predicts ? copy : 0;
+  memory.versions = copy * static_cast<std::size_t>(options_.version_slots);
+  memory.states = float_bytes(state_elements_);
+  memory.stash = slots * (slot_bytes_ - stash_offset_);
+  memory.transfers = slots * stash_offset_;
+  memory.workspace = plan_.workspace_bytes;
+  return memory;
+}
+
+std::span<const float* const> Stage::pointers(WeightSource source, int version_slot) const {
+  switch (source) {
+    case WeightSource::kLive:
+      return live_pointers_;
+    case WeightSource::kPredicted:
+      return predicted_pointers_;
+    case WeightSource::kVersion:
+      return version_pointers_.at(static_cast<std::size_t>(version_slot));
+  }
+  throw std::logic_error("unknown weight source");
+}
+
+void Stage::forward(Stream& stream, const Pass& pass) const {
+  layers_->forward({.stream = stream,
+                    .weights = {pointers(pass.source, pass.version_slot)},
+                    .states = state_pointers_,
+                    .input = ConstTensor(input(pass.slot), options_.input),
+                    .output = {output(pass.slot), plan_.output},
+                    .stash = slot_memory<std::byte>(pass.slot, stash_offset_),
+                    .workspace = workspace_.data(),
+                    .mode = pass.mode,
+                    .random = {options_.seed, pass.microbatch, options_.first_random_layer}});
+}
+
+void Stage::backward(Stream& stream, const Pass& pass, Part part) const {
+  const BackwardContext context{
+      .stream = stream,
+      .weights = {pointers(pass.source, pass.version_slot)},
+      .gradients = {gradient_pointers_, pass.gradients},
+      .input = ConstTensor(input(pass.slot), options_.input),
+      .output = ConstTensor(output(pass.slot), plan_.output),
+      .output_gradient = ConstTensor(output_gradient(pass.slot), plan_.output),
+      .input_gradient = {pass.wants_input_gradient ? input_gradient(pass.slot) : nullptr, options_.input},
+      .stash = slot_memory<std::byte>(pass.slot, stash_offset_),
+      .workspace = workspace_.data(),
+      .random = {options_.seed, pass.microbatch, options_.first_random_layer}};
+  switch (part) {
+    case Part::kBoth:
+      return layers_->backward(context);
+    case Part::kInput:
+      return layers_->backward_input(context);
+    case Part::kWeights:
+      return layers_->backward_weights(context);
+  }
+}
+
+void Stage::update(Stream& stream, float lr) {
+  if (optimizer_) optimizer_->update(stream, weights_.data(), gradients_.data(), lr);
+}
+
+void Stage::predict(Stream& stream, LearningRates rates) {
+  if (optimizer_) optimizer_->predict(stream, weights_.data(), predicted_.data(), rates);
+}
+
+void Stage::update_predict(Stream& stream, float lr, LearningRates rates) {
+  if (!optimizer_) return;
+  optimizer_->update_predict(stream, weights_.data(), gradients_.data(), lr, predicted_.data(), rates);
+}
+
+void Stage::stash_weights(Stream& stream, int version_slot) {
+  stream.copy(versions_.at(static_cast<std::size_t>(version_slot)).data(), weights_.data(),
+              float_bytes(parameter_elements_));
+}
+
+}  // namespace pipeoptim

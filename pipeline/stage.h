@@ -1,0 +1,117 @@
+// One stage: a planned chain of layers, its arenas (one buffer per role), its optimizer, and the passes on
+// one stream.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/buffer.h"
+#include "kernels/runtime/stream.h"
+#include "layers/sequence.h"
+#include "optim/optimizer.h"
+#include "pipeline/engine.h"
+#include "pipeline/schedule.h"
+
+namespace pipeoptim {
+
+// A model tensor's place in a stage's arenas; `storage` says how it lies there.
+struct PlacedTensor {
+  ModelTensor tensor;
+  std::int64_t offset = 0;  // elements, in the parameter arena or the state buffer
+  Storage storage = Storage::kRowMajor;
+};
+
+struct StageOptions {
+  Device device;
+  int threads = 1;
+  int index = 0;
+  OptimizerConfig optimizer;
+  BackwardSplit split = BackwardSplit::kJoined;
+  Shape input;            // of one micro-batch
+  int slots = 1;          // micro-batches in flight
+  int version_slots = 0;  // extra full weight copies
+  bool predicts = false;  // a predicted copy is needed
+  std::uint64_t seed = 0;
+  std::uint64_t first_random_layer = 0;
+};
+
+class Stage {
+ public:
+  // Plans, allocates nothing on the device.
+  Stage(StageOptions options, std::vector<NamedLayer> layers);
+
+  // Allocates and fills with the initial values 0; idempotent.
+  void allocate();
+
+  const Shape& input_shape() const { return options_.input; }
+  const Shape& output_shape() const { return plan_.output; }
+  std::int64_t parameter_elements() const { return parameter_elements_; }  // of the arena, padding included
+  const std::vector<PlacedTensor>& parameters() const { return parameters_; }
+  const std::vector<PlacedTensor>& states() const { return states_; }
+  const Sequence& layers() const { return *layers_; }
+  int random_layers() const { return layers_->random_layers(); }
+  StageMemory memory() const;
+
+  // Buffers of one activation slot.
+  float* input(int slot) const { return slot_memory<float>(slot, input_offset_); }
+  float* output(int slot) const { return slot_memory<float>(slot, output_offset_); }
+  float* input_gradient(int slot) const { return slot_memory<float>(slot, input_gradient_offset_); }
+  float* output_gradient(int slot) const { return slot_memory<float>(slot, output_gradient_offset_); }
+
+  float* weights() const { return weights_.data(); }
+  float* state_values() const { return state_values_.data(); }
+  Optimizer* optimizer() const { return optimizer_.get(); }  // null for a stage without parameters
+
+  struct Pass {
+    int slot = 0;
+    WeightSource source = WeightSource::kLive;
+    int version_slot = -1;
+    std::uint64_t microbatch = 0;  // counted from the start of training: keys the random numbers
+    Mode mode = Mode::kTraining;
+    GradientMode gradients = GradientMode::kStore;
+    bool wants_input_gradient = true;
+  };
+  enum class Part { kBoth, kInput, kWeights };
+  void forward(Stream& stream, const Pass& pass) const;
+  void backward(Stream& stream, const Pass& pass, Part part) const;
+
+  void update(Stream& stream, float lr);
+  void predict(Stream& stream, LearningRates rates);
+  void update_predict(Stream& stream, float lr, LearningRates rates);
+  void stash_weights(Stream& stream, int version_slot);
+
+ private:
+  template <typename T>
+  T* slot_memory(int slot, std::size_t offset) const {
+    return reinterpret_cast<T*>(slots_.data() + static_cast<std::size_t>(slot) * slot_bytes_ + offset);
+  }
+  void place_tensors();
+  std::span<const float* const> pointers(WeightSource source, int version_slot) const;
+  OptimizerArena optimizer_arena() const;
+
+  StageOptions options_;
+  std::unique_ptr<Sequence> layers_;
+  LayerPlan plan_;
+  std::vector<PlacedTensor> parameters_;  // in the order of the layers
+  std::vector<PlacedTensor> states_;
+  std::int64_t parameter_elements_ = 0;
+  std::int64_t decaying_elements_ = 0;  // the arena's first part; biases and norms follow
+  std::int64_t state_elements_ = 0;
+  std::size_t slot_bytes_ = 0;
+  std::size_t input_offset_ = 0, output_offset_ = 0, input_gradient_offset_ = 0, output_gradient_offset_ = 0,
+              stash_offset_ = 0;
+
+  Buffer<float> weights_, gradients_, predicted_, state_values_;
+  std::vector<Buffer<float>> versions_;
+  Memory slots_, workspace_;
+  std::unique_ptr<Optimizer> optimizer_;
+  // Pointers to each parameter in each copy, prepared once.
+  std::vector<const float*> live_pointers_, predicted_pointers_;
+  std::vector<std::vector<const float*>> version_pointers_;
+  std::vector<float*> gradient_pointers_, state_pointers_;
+};
+
+}  // namespace pipeoptim
