@@ -185,6 +185,7 @@ Engine::Impl::Impl(EngineConfig engine_config, std::vector<std::vector<NamedLaye
   microbatch_records = minibatch_records / micro();
   input[0] = microbatch_records;
   require_usable(config.device);
+  make_optimizer(config.device, config.optimizer, {});  // only to refuse bad hyper-parameters before anything runs
 
   // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
   const int depth = static_cast<int>(layers.size());

@@ -1,0 +1,277 @@
+// The engine against the explicit simulation of weight versions, and the oracles O1 to O10 of
+// docs/methods.md.
+#include "pipeline/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "kernels/runtime/buffer.h"
+#include "kernels/runtime/error.h"
+#include "tests/support/small_mlp.h"
+#include "tests/support/tolerances.h"
+
+namespace pipeoptim::test {
+namespace {
+
+constexpr int kSteps = 24;
+
+EngineConfig config_for(const std::string& method, const std::string& rule = "sgdm", int micro = 1) {
+  EngineConfig config;
+  config.method = method;
+  config.optimizer.rule = rule;
+  config.microbatches_per_update = micro;
+  config.threads = 1;
+  return config;
+}
+
+int micro_for(const std::string& method) {
+  if (method == "pipedream-2bw") return 8;
+  return method == "gpipe" || method == "1f1b" ? 4 : 1;
+}
+
+float lr_for(const std::string& rule) { return rule == "sgdm" ? 0.02F : 0.003F; }
+
+using Case = std::tuple<std::string, std::string, int>;  // method, rule, depth
+class Trajectory : public testing::TestWithParam<Case> {};
+
+// Loss by loss, for every method: the float engine follows the double simulation.
+TEST_P(Trajectory, EqualsSimulationOfWeightVersions) {
+  const auto& [method, rule, depth] = GetParam();
+  const SmallMlp mlp;
+  const int micro = micro_for(method);
+  for (const bool geometric : {false, true}) {
+    for (const char* horizon : {"exact", "paper", "released-code"}) {
+      if (method != "pipeoptim" && (geometric || std::string(horizon) != "exact")) continue;
+      EngineConfig config = config_for(method, rule, micro);
+      config.optimizer.weight_decay = rule == "adamw" ? 0.1 : 0;
+      config.optimizer.predictor = geometric ? Predictor::kGeometric : Predictor::kLinear;
+      config.horizon = std::string(horizon) == "exact"   ? HorizonPolicy::kExact
+                       : std::string(horizon) == "paper" ? HorizonPolicy::kPaper
+                                                         : HorizonPolicy::kReleasedCode;
+      oracle::Settings settings;
+      settings.method = method;
+      settings.horizon = horizon;
+      settings.geometric = geometric;
+      settings.rule = rule;
+      settings.lr = static_cast<double>(lr_for(rule));
+      RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+      const auto engine = mlp.engine(depth, config);
+      const auto losses = train_losses(*engine, batches, kSteps, lr_for(rule));
+      auto simulation = mlp.simulation(depth, settings);
+      ASSERT_EQ(losses.size(), static_cast<std::size_t>(kSteps));
+      for (int t = 0; t < kSteps; ++t) {
+        const oracle::Vector inputs(batches.inputs(t).begin(), batches.inputs(t).end());
+        const std::vector<int> labels(batches.labels(t).begin(), batches.labels(t).end());
+        const double expected = simulation.step(t, inputs, labels);
+        ASSERT_NEAR(losses[static_cast<std::size_t>(t)], expected,
+                    kTrajectoryTolerance * std::max(1.0, expected))
+            << "step " << t << ", horizon " << horizon << (geometric ? ", geometric" : ", linear");
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(AllMethods, Trajectory,
+                         testing::Combine(testing::Values("sequential", "gpipe", "1f1b", "naive", "pipedream",
+                                                          "pipedream-2bw", "spectrain", "pipeoptim"),
+                                          testing::Values("sgdm", "adam", "adamw"),
+                                          testing::Values(1, 2, 3, 4, 8)),
+                         [](const auto& info) {
+                           std::string name = std::get<0>(info.param) + "_" + std::get<1>(info.param) + "_D" +
+                                              std::to_string(std::get<2>(info.param));
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+std::vector<float> trained(const std::string& method, const std::string& rule, int depth, int micro,
+                           HostExecution execution = HostExecution::kWorker) {
+  const SmallMlp mlp;
+  EngineConfig config = config_for(method, rule, micro);
+  config.execution = execution;
+  RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+  const auto engine = mlp.engine(depth, config);
+  train_losses(*engine, batches, kSteps, lr_for(rule));
+  return all_weights(*engine);
+}
+
+// O1: with one stage every method is sequential training, bit for bit (2BW's gradient is late by definition).
+TEST(Oracles, OneStageIsSequential) {
+  const auto expected = trained("sequential", "adamw", 1, 1);
+  for (const std::string& method : method_names()) {
+    if (method == "pipedream-2bw") continue;
+    EXPECT_EQ(trained(method, "adamw", 1, 1), expected) << method;
+  }
+}
+
+// O2: the synchronous methods agree bit for bit, for every depth.
+TEST(Oracles, SynchronousMethodsAgree) {
+  const auto expected = trained("gpipe", "sgdm", 1, 4);
+  for (const int depth : {1, 2, 3, 4, 8}) {
+    EXPECT_EQ(trained("gpipe", "sgdm", depth, 4), expected) << "gpipe, D = " << depth;
+    EXPECT_EQ(trained("1f1b", "sgdm", depth, 4), expected) << "1f1b, D = " << depth;
+  }
+}
+
+// Threads and streams change nothing: the asynchronous engine equals the one that runs everything in the
+// caller.
+TEST(Oracles, ThreadedEqualsOneQueue) {
+  for (const std::string& method : method_names()) {
+    const int micro = micro_for(method);
+    for (const int depth : {2, 4, 8}) {
+      EXPECT_EQ(trained(method, "adamw", depth, micro),
+                trained(method, "adamw", depth, micro, HostExecution::kInline))
+          << method << ", D = " << depth;
+    }
+  }
+}
+
+// O3: with lr = 0 the prediction is the identity, so pipeoptim equals naive.
+TEST(Oracles, ZeroLearningRateEqualsNaive) {
+  const SmallMlp mlp;
+  std::vector<std::vector<double>> losses;
+  for (const char* method : {"naive", "pipeoptim"}) {
+    RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+    const auto engine = mlp.engine(4, config_for(method));
+    losses.push_back(train_losses(*engine, batches, kSteps, 0.0F));
+  }
+  EXPECT_EQ(losses[0], losses[1]);
+}
+
+std::vector<VersionRecord> trace_of(const std::string& method, int depth, int minibatches) {
+  const SmallMlp mlp;
+  RandomBatches batches(minibatches, mlp.records, mlp.widths.front(), mlp.widths.back());
+  const auto engine = mlp.engine(depth, config_for(method, "adam", micro_for(method)));
+  std::vector<VersionRecord> trace;
+  train_losses(*engine, batches, minibatches, 0.001F, &trace);
+  return trace;
+}
+
+// F1 to F3 and O6, from what the stages really did.
+TEST(VersionTrace, PipeOptim) {
+  for (const int depth : {1, 2, 3, 4, 8}) {
+    std::vector<std::int64_t> updates(static_cast<std::size_t>(depth), 0);
+    for (const VersionRecord& record : trace_of("pipeoptim", depth, 12)) {
+      const std::int64_t warm_up = depth - 1 - record.stage;
+      const std::int64_t t = record.minibatch;
+      if (record.op == 'F') {
+        EXPECT_EQ(record.version, std::max<std::int64_t>(0, t - warm_up));
+        EXPECT_EQ(record.horizon, std::min(t, warm_up));
+      } else if (record.op == 'B') {
+        EXPECT_EQ(record.version, t);
+        EXPECT_EQ(record.horizon, 0);
+      } else {
+        EXPECT_EQ(record.version, t + 1);
+        EXPECT_EQ(++updates[static_cast<std::size_t>(record.stage)], t + 1);
+      }
+    }
+    for (const std::int64_t count : updates) EXPECT_EQ(count, 12);
+  }
+}
+
+TEST(VersionTrace, PipeDreamUsesOneVersionForBothPasses) {
+  for (const VersionRecord& record : trace_of("pipedream", 4, 12)) {
+    if (record.op == 'U') continue;
+    EXPECT_EQ(record.version, std::max<std::int64_t>(0, record.minibatch - (3 - record.stage))) << record.op;
+  }
+}
+
+TEST(VersionTrace, TwoBufferedWeightsAreOneUpdateLate) {
+  for (const VersionRecord& record : trace_of("pipedream-2bw", 4, 6)) {
+    if (record.op == 'U') continue;
+    EXPECT_EQ(record.version, std::max<std::int64_t>(0, record.minibatch - 1)) << record.op;
+  }
+}
+
+// O7: forwards (and the whole evaluation) leave the master weights as they were; at most two copies exist.
+TEST(Engine, EvaluationChangesNothing) {
+  const SmallMlp mlp;
+  RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+  const auto engine = mlp.engine(4, config_for("pipeoptim"));
+  train_losses(*engine, batches, 8, 0.02F);
+  const auto before = all_weights(*engine);
+  const PassResult first = engine->evaluate(batches, 5);
+  EXPECT_EQ(first.records, 5 * mlp.records);
+  EXPECT_EQ(all_weights(*engine), before);
+  EXPECT_EQ(engine->evaluate(batches, 5).loss, first.loss);
+  const auto stages = engine->stage_info();
+  for (std::size_t k = 0; k < stages.size(); ++k)
+    EXPECT_EQ(stages[k].weight_copies, k + 1 < stages.size() ? 2 : 1);
+}
+
+// F5: a flush keeps weights and optimizer state; two passes with exact horizons follow the simulation's
+// restart.
+TEST(Engine, PassesContinue) {
+  const SmallMlp mlp;
+  RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+  const auto one = mlp.engine(1, config_for("pipeoptim", "adam"));
+  const auto expected = train_losses(*one, batches, kSteps, 0.003F);
+  const auto two = mlp.engine(1, config_for("pipeoptim", "adam"));
+  auto losses = train_losses(*two, batches, 10, 0.003F);
+  batches.first = 10;
+  const auto rest = train_losses(*two, batches, kSteps - 10, 0.003F, nullptr, 10);
+  losses.insert(losses.end(), rest.begin(), rest.end());
+  EXPECT_EQ(losses, expected);
+}
+
+TEST(Engine, SteadyStateAllocatesNoDeviceMemory) {
+  const SmallMlp mlp;
+  RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+  const auto engine = mlp.engine(4, config_for("pipeoptim", "adamw"));
+  train_losses(*engine, batches, kSteps, 0.003F);
+  const std::int64_t before = allocation_count();
+  train_losses(*engine, batches, kSteps, 0.003F);
+  EXPECT_EQ(allocation_count(), before);
+}
+
+TEST(Engine, StopsInOrderWhenAsked) {
+  const SmallMlp mlp;
+  RandomBatches batches(200, mlp.records, mlp.widths.front(), mlp.widths.back());
+  const auto engine = mlp.engine(4, config_for("pipeoptim"));
+  TrainPass pass;
+  pass.minibatches = 200;
+  pass.learning_rate = [](std::int64_t) { return 0.01F; };
+  std::int64_t seen = 0;
+  pass.on_step = [&](const StepResult& step) {
+    EXPECT_EQ(step.step, seen++);
+    return step.step < 3;
+  };
+  engine->train(batches, pass);
+  EXPECT_GE(seen, 4);
+  EXPECT_LT(seen, 200);
+  for (const OptimizerStatus& status : engine->optimizer_status()) EXPECT_EQ(status.steps, seen);
+}
+
+TEST(Engine, NonFiniteLossStopsTraining) {
+  const SmallMlp mlp;
+  RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+  batches.inputs(5)[3] = std::nanf("");
+  const auto engine = mlp.engine(4, config_for("pipeoptim"));
+  try {
+    train_losses(*engine, batches, kSteps, 0.02F);
+    FAIL() << "a NaN loss went unnoticed";
+  } catch (const DataError& error) {
+    EXPECT_NE(std::string(error.what()).find("step 5"), std::string::npos) << error.what();
+  }
+  for (const float value : all_weights(*engine)) ASSERT_TRUE(std::isfinite(value));  // the guard held
+}
+
+TEST(Engine, RefusesImpossibleNumbers) {
+  const SmallMlp mlp;
+  const auto make = [&](EngineConfig config, int depth) { mlp.engine(depth, std::move(config)); };
+  EXPECT_THROW(make(config_for("pipeoptim", "sgdm", 3), 2), std::invalid_argument);  // 8 records in 3 parts
+  EXPECT_THROW(make(config_for("pipeoptim", "sgdm", 0), 2), std::invalid_argument);
+  EXPECT_THROW(make(config_for("pipedream-2bw", "sgdm", 1), 4), std::invalid_argument);
+  EXPECT_THROW(make(config_for("pipeoptin"), 2), std::invalid_argument);
+  EXPECT_THROW(make(config_for("pipeoptim", "adamv"), 2), std::invalid_argument);
+  const auto engine = mlp.engine(2, config_for("pipeoptim"));
+  EXPECT_THROW(engine->write_tensor("0.weight", std::vector<float>(3)), std::invalid_argument);
+  EXPECT_THROW(engine->read_tensor("nothing"), std::invalid_argument);
+}
+
+}  // namespace
+}  // namespace pipeoptim::test
