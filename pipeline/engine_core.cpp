@@ -1,0 +1,118 @@
+#include "pipeline/engine_core.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace pipeoptim {
+
+EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<NamedLayer>> layers,
+                       std::unique_ptr<Loss> stage_loss, const Shape& minibatch)
+    : config(std::move(engine_config)),
+      loss(std::move(stage_loss)),
+      input(minibatch),
+      minibatch_records(minibatch[0]) {
+  if (layers.empty()) throw std::invalid_argument("a pipeline needs at least one stage");
+  if (config.threads < 1)
+    throw std::invalid_argument("threads must be at least 1, got " + std::to_string(config.threads));
+  if (micro() < 1)
+    throw std::invalid_argument("micro-batches must be at least 1, got " + std::to_string(micro()));
+  if (minibatch_records % micro() != 0) {
+    throw std::invalid_argument("the mini-batch of " + std::to_string(minibatch_records) +
+                                " records cannot be divided into " + std::to_string(micro()) +
+                                " micro-batches");
+  }
+  microbatch_records = minibatch_records / micro();
+  input[0] = microbatch_records;
+  require_usable(config.device);
+  make_optimizer(config.device, config.optimizer,
+                 {});  // only to refuse bad hyper-parameters before anything runs
+
+  // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
+  const int depth = static_cast<int>(layers.size());
+  schedule = make_schedule(config.method, {depth, 4 * depth, micro(), config.horizon});
+  Shape shape = input;
+  std::uint64_t random_layer = 0;
+  for (int k = 0; k < depth; ++k) {
+    const Program& program = schedule.stages[static_cast<std::size_t>(k)];
+    const auto has = [&](auto&& predicate) { return std::any_of(program.begin(), program.end(), predicate); };
+    const bool split = has([](const Instruction& i) { return i.op == Op::kBackwardInput; });
+    StageOptions options;
+    options.device = config.device;
+    options.threads = threads_of(k);
+    options.index = k;
+    options.optimizer = config.optimizer;
+    options.split = split ? BackwardSplit::kSplit : BackwardSplit::kJoined;
+    options.input = shape;
+    options.slots = schedule.slots[static_cast<std::size_t>(k)];
+    options.version_slots = schedule.version_slots[static_cast<std::size_t>(k)];
+    options.predicts =
+        has([](const Instruction& i) { return i.op == Op::kPredict || i.op == Op::kUpdatePredict; });
+    options.seed = config.seed;
+    options.first_random_layer = random_layer;
+    version_copies.push_back(1 + options.version_slots + (options.predicts ? 1 : 0));
+    stages.emplace_back(std::move(options), std::move(layers[static_cast<std::size_t>(k)]));
+    random_layer += static_cast<std::uint64_t>(stages.back().random_layers());
+    shape = stages.back().output_shape();
+  }
+  for (const Stage& stage : stages) {
+    for (const PlacedTensor& placed : stage.parameters()) tensors.push_back(placed.tensor);
+    for (const PlacedTensor& placed : stage.states()) tensors.push_back(placed.tensor);
+  }
+}
+
+// The host's threads are divided over the stages; the first stages get what is left over.
+int EngineCore::threads_of(int stage) const {
+  const int depth = static_cast<int>(schedule.stages.size());
+  return std::max(1, config.threads / depth + (stage < config.threads % depth ? 1 : 0));
+}
+
+void EngineCore::allocate() {
+  if (allocated) return;
+  for (int k = 0; k < depth(); ++k) {
+    const auto index = static_cast<std::size_t>(k);
+    stages[index].allocate();
+    lanes.push_back(std::make_unique<StageLane>(config.device, threads_of(k), k, schedule.slots[index],
+                                                config.execution));
+    lanes.back()->stashed_version.resize(static_cast<std::size_t>(schedule.version_slots[index]));
+  }
+  label_ring = schedule.slots[0] + depth() + 2;
+  labels = Buffer<std::int32_t>(config.device, static_cast<std::size_t>(label_ring * microbatch_records));
+  for (std::int64_t i = 0; i < label_ring; ++i) {
+    label_ready.emplace_back(config.device);
+    label_free.emplace_back(config.device);
+  }
+  for (std::int64_t i = 0; i < kResultRing; ++i) result_ready.emplace_back(config.device);
+  loss_sums = Buffer<double>(config.device, kResultRing, MemoryKind::kPinned);
+  correct = Buffer<std::int32_t>(config.device, kResultRing, MemoryKind::kPinned);
+  loss_workspace = Memory(config.device, loss->workspace_bytes(stages.back().output_shape()));
+  status.resize(stages.size());
+  timing.resize(stages.size());
+  allocated = true;
+}
+
+void EngineCore::use_schedule(std::int64_t minibatches) {
+  if (minibatches == schedule_length) return;
+  schedule = make_schedule(config.method, {depth(), static_cast<int>(minibatches), micro(), config.horizon});
+  schedule_length = minibatches;
+}
+
+void EngineCore::drain() noexcept {
+  for (auto& lane : lanes) {
+    for (Stream& stream : lane->streams) {
+      try {
+        stream.synchronize();
+      } catch (...) {  // NOLINT(bugprone-empty-catch): the first error is already on its way to the caller
+      }
+    }
+  }
+}
+
+void EngineCore::throw_if_failed() {
+  for (auto& lane : lanes) {
+    for (Stream& stream : lane->streams) stream.throw_if_failed();
+  }
+}
+
+}  // namespace pipeoptim
