@@ -144,6 +144,12 @@ class Layer {
   virtual void backward_input(const BackwardContext& context) const = 0;
   // Gradient with respect to the parameters. Layers without parameters need not write it.
   virtual void backward_weights(const BackwardContext& context) const { static_cast<void>(context); }
+  // Both, input gradient first. Composites that keep no gradients between the two halves (joined mode) offer
+  // only this.
+  virtual void backward(const BackwardContext& context) const {
+    backward_input(context);
+    backward_weights(context);
+  }
   // Layers inside this one advance the model-wide layer index by more than 1.
   virtual int random_layers() const { return 1; }
 };

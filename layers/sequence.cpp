@@ -1,0 +1,284 @@
+#include "layers/sequence.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+namespace pipeoptim {
+namespace {
+
+std::size_t bytes_of(const Shape& shape) {
+  return static_cast<std::size_t>(shape.elements()) * sizeof(float);
+}
+
+std::string joined(const std::string& prefix, const std::string& name) {
+  return prefix.empty() ? name : prefix + "." + name;
+}
+
+template <typename Range>
+Range slice(const Range& all, std::size_t first, std::size_t count) {
+  return all.subspan(first, count);
+}
+
+}  // namespace
+
+Sequence::Sequence(std::vector<NamedLayer> layers, BackwardSplit split) : split_(split) {
+  if (layers.empty()) throw std::invalid_argument("a sequence needs at least one layer");
+  Share share;
+  for (NamedLayer& named : layers) {
+    if (!named.layer) throw std::invalid_argument("layer '" + named.name + "' is null");
+    share.parameters = named.layer->parameters().size();
+    share.states = named.layer->states().size();
+    shares_.push_back(share);
+    share.first_parameter += share.parameters;
+    share.first_state += share.states;
+    share.random_layer += static_cast<std::uint64_t>(named.layer->random_layers());
+    children_.push_back({std::move(named.name), std::move(named.layer), {}});
+  }
+}
+
+std::string Sequence::describe() const {
+  std::string text;
+  for (const Child& child : children_) text += (text.empty() ? "" : ", ") + child.layer->describe();
+  return text;
+}
+
+std::vector<Parameter> Sequence::parameters() const {
+  std::vector<Parameter> all;
+  for (const Child& child : children_) {
+    for (Parameter parameter : child.layer->parameters()) {
+      parameter.name = joined(child.name, parameter.name);
+      all.push_back(std::move(parameter));
+    }
+  }
+  return all;
+}
+
+std::vector<State> Sequence::states() const {
+  std::vector<State> all;
+  for (const Child& child : children_) {
+    for (State state : child.layer->states()) {
+      state.name = joined(child.name, state.name);
+      all.push_back(std::move(state));
+    }
+  }
+  return all;
+}
+
+int Sequence::random_layers() const {
+  return static_cast<int>(shares_.back().random_layer) + children_.back().layer->random_layers();
+}
+
+LayerPlan Sequence::plan(Device device, int threads, const Shape& input) {
+  boundaries_.assign(children_.size() + 1, {});
+  boundaries_[0].shape = input;
+  LayerPlan plan;
+  std::size_t child_workspace = 0;
+  ArenaPlan stash;
+  for (std::size_t i = 0; i < children_.size(); ++i) {
+    Child& child = children_[i];
+    try {
+      child.plan = child.layer->plan(device, threads, boundaries_[i].shape);
+    } catch (const std::invalid_argument& error) {
+      throw std::invalid_argument(child.name.empty() ? error.what()
+                                                     : "layer '" + child.name + "': " + error.what());
+    }
+    boundaries_[i + 1].shape = child.plan.output;
+    shares_[i].stash_offset = stash.reserve(child.plan.stash_bytes);
+    child_workspace = std::max(child_workspace, child.plan.workspace_bytes);
+    plan.forward_flops += child.plan.forward_flops;
+    plan.backward_flops += child.plan.backward_flops;
+    plan.bytes += child.plan.bytes;
+  }
+  ArenaPlan workspace;
+  place_activations(stash, workspace);
+  place_gradients(stash, workspace);
+  child_workspace_ = workspace.reserve(child_workspace);
+
+  const bool input_needed = needs_input(children_.front().plan.needs);
+  const bool output_needed = needs_output(children_.back().plan.needs);
+  plan.needs = input_needed ? (output_needed ? Needs::kInputAndOutput : Needs::kInput)
+                            : (output_needed ? Needs::kOutput : Needs::kNothing);
+  plan.output = boundaries_.back().shape;
+  plan.stash_bytes = stash.bytes();
+  plan.workspace_bytes = workspace.bytes();
+  return plan;
+}
+
+// The memory of the child's input is free for its output: in-place, and nobody reads that input in backward.
+bool Sequence::output_shares_input(std::size_t child) const {
+  return child > 0 && children_[child].plan.in_place && !needs_output(children_[child - 1].plan.needs) &&
+         !needs_input(children_[child].plan.needs);
+}
+
+void Sequence::place_activations(ArenaPlan& stash, ArenaPlan& workspace) {
+  const std::size_t last = children_.size();
+  boundaries_[0].home = Home::kInput;
+  boundaries_[last].home = Home::kOutput;
+  for (std::size_t i = 0; i <= last; ++i) {
+    const bool as_input = i < last && needs_input(children_[i].plan.needs);
+    const bool as_output = i > 0 && needs_output(children_[i - 1].plan.needs);
+    boundaries_[i].kept = as_input || as_output;
+  }
+  // A run of boundaries joined by in-place layers is one piece of memory; it is kept when any of them is. A
+  // run that ends in the output lies there.
+  std::size_t scratch = 0;  // each transient piece takes one of two regions of the largest size
+  for (std::size_t i = 1; i < last; ++i) {
+    if (boundaries_[i].home == Home::kWorkspace)
+      scratch = std::max(scratch, align_up(bytes_of(boundaries_[i].shape)));
+  }
+  std::size_t regions[2] = {0, 0};
+  bool regions_reserved = false;
+  std::size_t turn = 0;
+  for (std::size_t begin = 1; begin < last;) {
+    std::size_t end = begin + 1;
+    while (end <= last && output_shares_input(end - 1)) ++end;  // run is [begin, end)
+    bool kept = false;
+    for (std::size_t i = begin; i < end; ++i) kept = kept || boundaries_[i].kept;
+    Boundary& first = boundaries_[begin];
+    if (end == last + 1) {
+      first.home = Home::kOutput;
+    } else if (kept) {
+      first.home = Home::kStash;
+      first.offset = stash.reserve(bytes_of(first.shape));
+    } else {
+      if (!regions_reserved) {
+        regions[0] = workspace.reserve(scratch);
+        regions[1] = workspace.reserve(scratch);
+        regions_reserved = true;
+      }
+      first.home = Home::kWorkspace;
+      first.offset = regions[turn];
+      turn = 1 - turn;
+    }
+    for (std::size_t i = begin + 1; i < end; ++i) {
+      boundaries_[i].home = first.home;
+      boundaries_[i].offset = first.offset;
+    }
+    begin = end;
+  }
+}
+
+void Sequence::place_gradients(ArenaPlan& stash, ArenaPlan& workspace) {
+  const std::size_t last = children_.size();
+  boundaries_[0].gradient_home = Home::kInput;
+  boundaries_[last].gradient_home = Home::kOutput;
+  std::size_t scratch = 0;
+  for (std::size_t i = 1; i < last; ++i) scratch = std::max(scratch, bytes_of(boundaries_[i].shape));
+  const bool split = split_ == BackwardSplit::kSplit;
+  std::size_t regions[2] = {0, 0};
+  if (!split && last > 1) {
+    regions[0] = workspace.reserve(scratch);
+    regions[1] = workspace.reserve(scratch);
+  }
+  std::size_t turn = 0;
+  for (std::size_t i = last - 1; i >= 1; --i) {
+    Boundary& here = boundaries_[i];
+    const Boundary& behind = boundaries_[i + 1];
+    if (children_[i].plan.in_place && behind.gradient_home != Home::kOutput) {
+      here.gradient_home = behind.gradient_home;
+      here.gradient_offset = behind.gradient_offset;
+      continue;
+    }
+    here.gradient_home = split ? Home::kStash : Home::kWorkspace;
+    here.gradient_offset = split ? stash.reserve(bytes_of(here.shape)) : regions[turn];
+    turn = 1 - turn;
+  }
+}
+
+float* Sequence::value(const Boundary& boundary, float* input, float* output, std::byte* stash,
+                       std::byte* workspace) const {
+  switch (boundary.home) {
+    case Home::kInput:
+      return input;
+    case Home::kOutput:
+      return output;
+    case Home::kStash:
+      return reinterpret_cast<float*>(stash + boundary.offset);
+    case Home::kWorkspace:
+      return reinterpret_cast<float*>(workspace + boundary.offset);
+  }
+  throw std::logic_error("a boundary without a home");
+}
+
+void Sequence::forward(const ForwardContext& context) const {
+  float* const input = const_cast<float*>(context.input.data);  // only read: no child writes boundary 0
+  const auto at = [&](std::size_t i) {
+    return value(boundaries_[i], input, context.output.data, context.stash, context.workspace);
+  };
+  for (std::size_t i = 0; i < children_.size(); ++i) {
+    const Share& share = shares_[i];
+    RandomKey random = context.random;
+    random.layer += share.random_layer;
+    children_[i].layer->forward(
+        {.stream = context.stream,
+         .weights = {slice(context.weights.pointers, share.first_parameter, share.parameters)},
+         .states = slice(context.states, share.first_state, share.states),
+         .input = ConstTensor(at(i), boundaries_[i].shape),
+         .output = {at(i + 1), boundaries_[i + 1].shape},
+         .stash = context.stash + share.stash_offset,
+         .workspace = context.workspace + child_workspace_,
+         .mode = context.mode,
+         .random = random});
+  }
+}
+
+float* Sequence::gradient(const Boundary& boundary, const BackwardContext& context) const {
+  switch (boundary.gradient_home) {
+    case Home::kInput:
+      return context.input_gradient.data;
+    case Home::kOutput:
+      return const_cast<float*>(context.output_gradient.data);  // in-place layers never write it: see plan
+    case Home::kStash:
+      return reinterpret_cast<float*>(context.stash + boundary.gradient_offset);
+    case Home::kWorkspace:
+      return reinterpret_cast<float*>(context.workspace + boundary.gradient_offset);
+  }
+  throw std::logic_error("a gradient without a home");
+}
+
+BackwardContext Sequence::child_context(std::size_t i, const BackwardContext& context) const {
+  const Share& share = shares_[i];
+  const LayerPlan& plan = children_[i].plan;
+  float* const input = const_cast<float*>(context.input.data);
+  float* const output = const_cast<float*>(context.output.data);
+  const auto at = [&](std::size_t boundary) {
+    return value(boundaries_[boundary], input, output, context.stash, context.workspace);
+  };
+  RandomKey random = context.random;
+  random.layer += share.random_layer;
+  const WeightGradients gradients{slice(context.gradients.pointers, share.first_parameter, share.parameters),
+                                  context.gradients.mode};
+  return {.stream = context.stream,
+          .weights = {slice(context.weights.pointers, share.first_parameter, share.parameters)},
+          .gradients = gradients,
+          .input = ConstTensor(needs_input(plan.needs) ? at(i) : nullptr, boundaries_[i].shape),
+          .output = ConstTensor(needs_output(plan.needs) ? at(i + 1) : nullptr, boundaries_[i + 1].shape),
+          .output_gradient = ConstTensor(gradient(boundaries_[i + 1], context), boundaries_[i + 1].shape),
+          .input_gradient = {gradient(boundaries_[i], context), boundaries_[i].shape},
+          .stash = context.stash + share.stash_offset,
+          .workspace = context.workspace + child_workspace_,
+          .random = random};
+}
+
+void Sequence::backward(const BackwardContext& context) const {
+  for (std::size_t i = children_.size(); i-- > 0;) children_[i].layer->backward(child_context(i, context));
+}
+
+void Sequence::backward_input(const BackwardContext& context) const {
+  if (split_ == BackwardSplit::kJoined) {
+    throw std::logic_error("a joined sequence keeps no gradients between its layers: call backward()");
+  }
+  for (std::size_t i = children_.size(); i-- > 0;)
+    children_[i].layer->backward_input(child_context(i, context));
+}
+
+void Sequence::backward_weights(const BackwardContext& context) const {
+  if (split_ == BackwardSplit::kJoined) {
+    throw std::logic_error("a joined sequence keeps no gradients between its layers: call backward()");
+  }
+  for (std::size_t i = children_.size(); i-- > 0;)
+    children_[i].layer->backward_weights(child_context(i, context));
+}
+
+}  // namespace pipeoptim

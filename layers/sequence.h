@@ -1,0 +1,77 @@
+// A planned chain of layers: decides where activations lie, what is kept for backward and what shares memory.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/buffer.h"
+#include "layers/layer.h"
+
+namespace pipeoptim {
+
+// Whether the gradients between layers outlive backward_input.
+enum class BackwardSplit {
+  kJoined,  // no: backward() does both halves, and the halves alone throw std::logic_error
+  kSplit    // yes: they lie in the stash, so backward_weights may run long after backward_input
+};
+
+// Boundary i lies between layer i-1 and layer i; boundary 0 is the input, the last one the output (both the
+// caller's). An inner boundary is kept in the stash when a neighbour's backward needs it, else it lies in the
+// workspace; an in-place layer's output shares its input's memory where nobody needs that input again.
+class Sequence final : public Layer {
+ public:
+  struct Child {
+    std::string name;
+    LayerPtr layer;
+    LayerPlan plan;
+  };
+
+  explicit Sequence(std::vector<NamedLayer> layers, BackwardSplit split = BackwardSplit::kJoined);
+
+  std::string describe() const override;
+  std::vector<Parameter> parameters() const override;
+  std::vector<State> states() const override;
+  LayerPlan plan(Device device, int threads, const Shape& input) override;
+  void forward(const ForwardContext& context) const override;
+  void backward_input(const BackwardContext& context) const override;
+  void backward_weights(const BackwardContext& context) const override;
+  void backward(const BackwardContext& context) const override;
+  int random_layers() const override;
+
+  const std::vector<Child>& children() const { return children_; }
+
+ private:
+  enum class Home { kInput, kOutput, kStash, kWorkspace };
+  struct Boundary {
+    Shape shape;
+    Home home = Home::kWorkspace;
+    std::size_t offset = 0;  // bytes, in the stash or the workspace
+    bool kept = false;       // survives until backward
+    Home gradient_home = Home::kWorkspace;
+    std::size_t gradient_offset = 0;
+  };
+  // A child's share of the sequence's lists.
+  struct Share {
+    std::size_t first_parameter = 0, parameters = 0;
+    std::size_t first_state = 0, states = 0;
+    std::size_t stash_offset = 0;
+    std::uint64_t random_layer = 0;
+  };
+
+  void place_activations(ArenaPlan& stash, ArenaPlan& workspace);
+  void place_gradients(ArenaPlan& stash, ArenaPlan& workspace);
+  bool output_shares_input(std::size_t child) const;
+  float* value(const Boundary& boundary, float* input, float* output, std::byte* stash,
+               std::byte* workspace) const;
+  float* gradient(const Boundary& boundary, const BackwardContext& context) const;
+  BackwardContext child_context(std::size_t child, const BackwardContext& context) const;
+
+  std::vector<Child> children_;
+  BackwardSplit split_;
+  std::vector<Boundary> boundaries_;
+  std::vector<Share> shares_;
+  std::size_t child_workspace_ = 0;  // offset of the children's common workspace
+};
+
+}  // namespace pipeoptim
