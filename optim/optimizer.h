@@ -15,7 +15,14 @@
 
 namespace pipeoptim {
 
-enum class Predictor { kLinear, kGeometric };
+// How far ahead a prediction can look, in steps.
+inline constexpr int kMaxHorizon = 128;
+
+enum class Predictor {
+  kLinear,         // count * (the next learning rate) * direction: the paper's
+  kScheduleAware,  // as kLinear, with the sum of the coming learning rates
+  kGeometric       // future gradients taken as zero: the momentum decays
+};
 
 // Hyper-parameters of all rules; each rule documents those it reads.
 struct OptimizerConfig {
@@ -82,12 +89,16 @@ class Optimizer {
 
   // Copies the status to host memory in stream order; `to` must stay alive (pinned for CUDA).
   virtual void copy_status(Stream& stream, OptimizerStatus* to) = 0;
+
+  // Continues from a checkpoint: with state() and the status restored, the next steps are bit for bit those
+  // of an uninterrupted run.
+  virtual void restore_status(Stream& stream, const OptimizerStatus& from) = 0;
 };
 
 struct OptimizerArena {
-  std::int64_t elements = 0;       // of the arena, padding included
-  std::vector<ArenaRange> groups;  // cover the arena
-  std::vector<NamedRange> names;   // tensors, for messages
+  std::int64_t elements = 0;            // of the arena, padding included
+  std::vector<ArenaRange> groups = {};  // cover the arena in order; none: one that decays
+  std::vector<NamedRange> names = {};   // tensors, for messages
 };
 
 // Throws std::invalid_argument for an unknown rule (nearest name) or an impossible hyper-parameter (names

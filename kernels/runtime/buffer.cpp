@@ -62,6 +62,7 @@ Memory& Memory::operator=(Memory&& other) noexcept {
 std::int64_t allocation_count() { return allocations; }
 
 void copy_to_host(void* to, const void* from, std::size_t bytes, Device device) {
+  if (bytes == 0) return;
   if (device.backend == Backend::kCuda) return detail::cuda_copy(to, from, bytes);
   std::memcpy(to, from, bytes);
 }

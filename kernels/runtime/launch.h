@@ -2,7 +2,8 @@
 // scalars.
 //
 //   for_each(stream, n, body)        calls body(i) for every i in [0, n), in any order
-//   for_each_row(stream, rows, body) calls body(row, team) for every row; the members of a team share one row
+//   for_each_row(stream, rows, row_length, body) calls body(row, team) for every row; the members of a team
+//   share it
 //
 // Include this header only from .cu files: a launcher instantiated by two compilers would be an ODR
 // violation.
@@ -37,6 +38,7 @@ void for_each(Stream& stream, std::int64_t n, const Body& body) {
 template <typename Body>
 void for_each_row(Stream& stream, std::int64_t rows, std::int64_t row_length, const Body& body) {
   static_assert(std::is_trivially_copyable_v<Body>);
+  static_cast<void>(row_length);  // only a device chooses the team by it
   if (rows <= 0) return;
 #if defined(__CUDACC__)
   if (stream.device().backend == Backend::kCuda) return cuda::for_each_row(stream, rows, row_length, body);

@@ -4,14 +4,15 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/runtime/macros.h"
 #include "kernels/runtime/stream.h"
 
 namespace pipeoptim {
 
 // A team of one: the host's row bodies see a single lane.
 struct HostTeam {
-  static constexpr int rank() { return 0; }
-  static constexpr int size() { return 1; }
+  PO_HD static constexpr int rank() { return 0; }
+  PO_HD static constexpr int size() { return 1; }
   template <typename T, typename Op>
   PO_HD T reduce(T value, Op) const {
     return value;

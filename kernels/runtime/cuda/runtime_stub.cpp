@@ -1,0 +1,20 @@
+// What a build without CUDA answers.
+#include "kernels/runtime/backend.h"
+#include "kernels/runtime/error.h"
+
+namespace pipeoptim::detail {
+namespace {
+
+[[noreturn]] void refuse(const char* call) { throw DeviceError(call, "this program was built without CUDA"); }
+
+}  // namespace
+
+std::unique_ptr<StreamImpl> make_cuda_stream(Device, const StreamOptions&) { refuse("creating a CUDA stream"); }
+std::shared_ptr<EventImpl> make_cuda_event(Device, EventTiming) { refuse("creating a CUDA event"); }
+int cuda_device_count() { return 0; }
+std::string cuda_describe(int) { refuse("describing a CUDA device"); }
+void* cuda_allocate(Device, std::size_t, MemoryKind) { refuse("allocating CUDA memory"); }
+void cuda_free(Device, void*, MemoryKind) noexcept {}
+void cuda_copy(void*, const void*, std::size_t) { refuse("copying CUDA memory"); }
+
+}  // namespace pipeoptim::detail

@@ -1,0 +1,96 @@
+#include <cmath>
+
+#include "kernels/runtime/launch.h"
+#include "layers/activation.h"
+
+namespace pipeoptim {
+namespace {
+
+// One functor a formula: value(x) and slope(saved), where `saved` is what backward reads, the output or the
+// input.
+struct ReluFormula {
+  PO_HD static float value(float x) { return x > 0 ? x : 0; }
+  PO_HD static float slope(float y) { return y > 0 ? 1.0F : 0.0F; }
+};
+struct TanhFormula {
+  PO_HD static float value(float x) { return tanhf(x); }
+  PO_HD static float slope(float y) { return 1.0F - y * y; }
+};
+struct SigmoidFormula {
+  PO_HD static float value(float x) { return 1.0F / (1.0F + expf(-x)); }
+  PO_HD static float slope(float y) { return y * (1.0F - y); }
+};
+struct GeluFormula {
+  static constexpr float kHalfRoot = 0.70710678118654752F;       // 1 / sqrt(2)
+  static constexpr float kDensityAtZero = 0.39894228040143268F;  // 1 / sqrt(2 pi)
+  PO_HD static float value(float x) { return 0.5F * x * (1.0F + erff(x * kHalfRoot)); }
+  PO_HD static float slope(float x) {
+    return 0.5F * (1.0F + erff(x * kHalfRoot)) + x * kDensityAtZero * expf(-0.5F * x * x);
+  }
+};
+
+template <typename Formula>
+struct ActivationForward {
+  const float* x;
+  float* y;
+  PO_HD void operator()(std::int64_t i) const { y[i] = Formula::value(x[i]); }
+};
+
+template <typename Formula>
+struct ActivationBackward {
+  const float* saved;
+  const float* dy;
+  float* dx;
+  PO_HD void operator()(std::int64_t i) const { dx[i] = dy[i] * Formula::slope(saved[i]); }
+};
+
+LayerPlan element_plan(const Shape& input, Needs needs, bool in_place) {
+  LayerPlan plan;
+  plan.output = input;
+  plan.needs = needs;
+  plan.in_place = in_place;
+  plan.bytes = 5.0 * sizeof(float) * static_cast<double>(input.elements());
+  return plan;
+}
+
+template <typename Formula>
+void run_forward(const ForwardContext& context) {
+  for_each(context.stream, context.input.elements(),
+           ActivationForward<Formula>{context.input.data, context.output.data});
+}
+
+template <typename Formula>
+void run_backward(const BackwardContext& context, const ConstTensor& saved) {
+  if (!context.input_gradient.data) return;
+  for_each(
+      context.stream, saved.elements(),
+      ActivationBackward<Formula>{saved.data, context.output_gradient.data, context.input_gradient.data});
+}
+
+}  // namespace
+
+LayerPlan ReLU::plan(Device, int, const Shape& input) { return element_plan(input, Needs::kOutput, true); }
+void ReLU::forward(const ForwardContext& context) const { run_forward<ReluFormula>(context); }
+void ReLU::backward_input(const BackwardContext& context) const {
+  run_backward<ReluFormula>(context, context.output);
+}
+
+LayerPlan Tanh::plan(Device, int, const Shape& input) { return element_plan(input, Needs::kOutput, true); }
+void Tanh::forward(const ForwardContext& context) const { run_forward<TanhFormula>(context); }
+void Tanh::backward_input(const BackwardContext& context) const {
+  run_backward<TanhFormula>(context, context.output);
+}
+
+LayerPlan Sigmoid::plan(Device, int, const Shape& input) { return element_plan(input, Needs::kOutput, true); }
+void Sigmoid::forward(const ForwardContext& context) const { run_forward<SigmoidFormula>(context); }
+void Sigmoid::backward_input(const BackwardContext& context) const {
+  run_backward<SigmoidFormula>(context, context.output);
+}
+
+LayerPlan GELU::plan(Device, int, const Shape& input) { return element_plan(input, Needs::kInput, false); }
+void GELU::forward(const ForwardContext& context) const { run_forward<GeluFormula>(context); }
+void GELU::backward_input(const BackwardContext& context) const {
+  run_backward<GeluFormula>(context, context.input);
+}
+
+}  // namespace pipeoptim

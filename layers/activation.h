@@ -1,0 +1,47 @@
+// Element-wise activations. Shapes and layouts pass through; none has parameters.
+#pragma once
+
+#include <string>
+
+#include "layers/layer.h"
+
+namespace pipeoptim {
+
+// y = max(x, 0). In place; backward reads the output: dx = dy where y > 0.
+class ReLU final : public Layer {
+ public:
+  std::string describe() const override { return "relu"; }
+  LayerPlan plan(Device device, int threads, const Shape& input) override;
+  void forward(const ForwardContext& context) const override;
+  void backward_input(const BackwardContext& context) const override;
+};
+
+// y = tanh(x), dx = dy (1 - y^2). In place.
+class Tanh final : public Layer {
+ public:
+  std::string describe() const override { return "tanh"; }
+  LayerPlan plan(Device device, int threads, const Shape& input) override;
+  void forward(const ForwardContext& context) const override;
+  void backward_input(const BackwardContext& context) const override;
+};
+
+// y = 1 / (1 + exp(-x)), dx = dy y (1 - y). In place.
+class Sigmoid final : public Layer {
+ public:
+  std::string describe() const override { return "sigmoid"; }
+  LayerPlan plan(Device device, int threads, const Shape& input) override;
+  void forward(const ForwardContext& context) const override;
+  void backward_input(const BackwardContext& context) const override;
+};
+
+// y = x Phi(x) with the normal distribution's Phi (PyTorch's default, not the tanh approximation). Hendrycks
+// and Gimpel, arXiv 1606.08415. Backward reads the input.
+class GELU final : public Layer {
+ public:
+  std::string describe() const override { return "gelu"; }
+  LayerPlan plan(Device device, int threads, const Shape& input) override;
+  void forward(const ForwardContext& context) const override;
+  void backward_input(const BackwardContext& context) const override;
+};
+
+}  // namespace pipeoptim

@@ -1,0 +1,17 @@
+// The seam behind the provider: what each backend makes of checked arguments. Private to layers.
+#pragma once
+
+#include <memory>
+
+#include "layers/provider.h"
+
+namespace pipeoptim::detail {
+
+// Leading extents are filled in, no extent is 0.
+void host_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch);
+void cuda_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch);
+
+std::unique_ptr<ConvolutionPlan> make_host_convolution(int threads, const ConvolutionSpec& spec);
+std::unique_ptr<ConvolutionPlan> make_cuda_convolution(Device device, const ConvolutionSpec& spec);
+
+}  // namespace pipeoptim::detail

@@ -1,0 +1,89 @@
+// Checks arguments and picks the backend.
+#include "layers/provider.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "layers/backend.h"
+
+namespace pipeoptim {
+namespace {
+
+std::int64_t checked_leading(const char* name, std::int64_t leading, std::int64_t row_length) {
+  if (leading == 0) return row_length;
+  if (leading < row_length) {
+    throw std::invalid_argument(std::string("gemm: leading extent ") + std::to_string(leading) + " of " + name +
+                                " is below its row length " + std::to_string(row_length));
+  }
+  return leading;
+}
+
+Gemm checked(Gemm product) {
+  if (product.rows < 0 || product.columns < 0 || product.inner < 0) {
+    throw std::invalid_argument("gemm: negative extent in " + std::to_string(product.rows) + " x " +
+                                std::to_string(product.columns) + " x " + std::to_string(product.inner));
+  }
+  const bool a_flipped = product.transpose_a == Transpose::kYes;
+  const bool b_flipped = product.transpose_b == Transpose::kYes;
+  product.leading_a = checked_leading("a", product.leading_a, a_flipped ? product.rows : product.inner);
+  product.leading_b = checked_leading("b", product.leading_b, b_flipped ? product.inner : product.columns);
+  product.leading_c = checked_leading("c", product.leading_c, product.columns);
+  if (product.inner == 0) {  // c = beta * c: an inner extent of 1 without weight, which every library accepts
+    throw std::invalid_argument("gemm: the inner extent is 0");
+  }
+  return product;
+}
+
+void require(bool holds, const ConvolutionSpec& spec, const std::string& what) {
+  if (!holds) throw std::invalid_argument("convolution of " + spec.input.to_string() + ": " + what);
+}
+
+std::int64_t output_extent(const ConvolutionSpec& spec, int axis) {
+  const std::int64_t reach = spec.dilation * (spec.kernel - 1) + 1;
+  const std::int64_t padded = spec.input[axis] + 2 * spec.padding;
+  require(padded >= reach, spec,
+          "the kernel reaches over " + std::to_string(reach) + " pixels, the padded input has " +
+              std::to_string(padded));
+  return (padded - reach) / spec.stride + 1;
+}
+
+}  // namespace
+
+void gemm(Stream& stream, const Gemm& product) { gemm_batched(stream, product, {.count = 1}); }
+
+void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch) {
+  if (batch.count < 0) throw std::invalid_argument("gemm: the batch has a negative count");
+  const Gemm filled = checked(product);
+  if (batch.count == 0 || product.rows == 0 || product.columns == 0) return;
+  if (stream.device().backend == Backend::kCuda) return detail::cuda_gemm(stream, filled, batch);
+  detail::host_gemm(stream, filled, batch);
+}
+
+Shape convolution_output(const ConvolutionSpec& spec) {
+  require(spec.input.rank() == 4 && spec.input.elements() > 0, spec, "the input must be {N, H, W, C}");
+  require(spec.out_channels > 0, spec, "needs output channels");
+  require(spec.kernel > 0 && spec.stride > 0 && spec.dilation > 0 && spec.padding >= 0, spec,
+          "kernel, stride and dilation must be positive, padding not negative");
+  require(spec.groups > 0 && spec.input[3] % spec.groups == 0 && spec.out_channels % spec.groups == 0, spec,
+          std::to_string(spec.groups) + " groups do not divide " + std::to_string(spec.input[3]) + " input and " +
+              std::to_string(spec.out_channels) + " output channels");
+  return {spec.input[0], output_extent(spec, 1), output_extent(spec, 2), spec.out_channels};
+}
+
+std::int64_t convolution_weights(const ConvolutionSpec& spec) {
+  return spec.out_channels * spec.kernel * spec.kernel * (spec.input[3] / spec.groups);
+}
+
+double convolution_flops(const ConvolutionSpec& spec) {
+  const double per_output =
+      2.0 * static_cast<double>(spec.kernel * spec.kernel * (spec.input[3] / spec.groups));
+  return per_output * static_cast<double>(convolution_output(spec).elements());
+}
+
+std::unique_ptr<ConvolutionPlan> make_convolution(Device device, int threads, const ConvolutionSpec& spec) {
+  convolution_output(spec);  // throws where the spec is wrong
+  if (device.backend == Backend::kCuda) return detail::make_cuda_convolution(device, spec);
+  return detail::make_host_convolution(threads, spec);
+}
+
+}  // namespace pipeoptim

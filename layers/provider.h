@@ -1,0 +1,103 @@
+// The vendor libraries behind one interface: matrix products (Blas) and convolutions (Dnn). Everything runs
+// in the order of a stream and on its device; pointers are that device's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/stream.h"
+#include "layers/layer.h"
+#include "layers/tensor.h"
+
+namespace pipeoptim {
+
+enum class Transpose { kNo, kYes };
+
+// c = alpha * op(a) * op(b) + beta * c, all row-major: op(a) is rows x inner, op(b) is inner x columns. A
+// leading extent is the distance between the starts of two stored rows; 0 stands for "densely stored". Where
+// beta is 0, c is only written.
+struct Gemm {
+  Transpose transpose_a = Transpose::kNo;
+  Transpose transpose_b = Transpose::kNo;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::int64_t inner = 0;
+  const float* a = nullptr;
+  const float* b = nullptr;
+  float* c = nullptr;
+  std::int64_t leading_a = 0;
+  std::int64_t leading_b = 0;
+  std::int64_t leading_c = 0;
+  float alpha = 1;
+  float beta = 0;
+};
+
+// `count` products; product i reads and writes i steps (in elements) further.
+struct GemmBatch {
+  std::int64_t count = 0;
+  std::int64_t step_a = 0;
+  std::int64_t step_b = 0;
+  std::int64_t step_c = 0;
+};
+
+// Both throw std::invalid_argument for negative extents and for leading extents that are too small.
+void gemm(Stream& stream, const Gemm& product);
+void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch);
+
+// A convolution of an NHWC input with square kernels. Weights are stored [out, kh, kw, in/groups].
+struct ConvolutionSpec {
+  Shape input;
+  std::int64_t out_channels = 0;
+  std::int64_t kernel = 1;
+  std::int64_t stride = 1;
+  std::int64_t padding = 0;
+  std::int64_t dilation = 1;
+  std::int64_t groups = 1;
+  bool bias = false;  // whether forward adds one value per output channel
+};
+
+// Shape of the output, NHWC. Throws std::invalid_argument when the spec makes no sense for its input.
+Shape convolution_output(const ConvolutionSpec& spec);
+std::int64_t convolution_weights(const ConvolutionSpec& spec);
+// Floating point operations of one direction.
+double convolution_flops(const ConvolutionSpec& spec);
+
+struct ConvolutionForward {
+  const float* input = nullptr;
+  const float* weights = nullptr;
+  const float* bias = nullptr;  // null exactly where the spec has none
+  float* output = nullptr;
+};
+struct ConvolutionBackwardData {
+  const float* weights = nullptr;
+  const float* output_gradient = nullptr;
+  float* input_gradient = nullptr;
+};
+struct ConvolutionBackwardWeights {
+  const float* input = nullptr;
+  const float* output_gradient = nullptr;
+  float* weight_gradient = nullptr;
+  GradientMode mode = GradientMode::kStore;
+};
+
+// One prepared convolution. Running it allocates nothing; it is used by one stream at a time, different plans
+// by different streams at once. It must outlive the work that it enqueued. On the host the stream has the
+// thread count that it was planned for.
+class ConvolutionPlan {
+ public:
+  virtual ~ConvolutionPlan() = default;
+
+  // Memory that each call below may overwrite, aligned to kAlignment; the largest need of the three.
+  virtual std::size_t workspace_bytes() const = 0;
+  virtual void forward(Stream& stream, const ConvolutionForward& operands, std::byte* workspace) const = 0;
+  virtual void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
+                             std::byte* workspace) const = 0;
+  virtual void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
+                                std::byte* workspace) const = 0;
+};
+
+std::unique_ptr<ConvolutionPlan> make_convolution(Device device, int threads, const ConvolutionSpec& spec);
+
+}  // namespace pipeoptim
