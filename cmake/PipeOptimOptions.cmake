@@ -42,6 +42,13 @@ endif()
 
 find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
+# The libraries that docs/dependencies.md accounts for; found here so that every folder sees their targets.
+find_package(onednn REQUIRED)
+find_package(ZLIB REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(CLI11 REQUIRED)
+find_package(tomlplusplus REQUIRED)
+find_package(fmt REQUIRED)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   set(host_arch $<IF:$<BOOL:${PIPEOPTIM_NATIVE}>,-march=native,-march=x86-64-v3>)

@@ -9,7 +9,7 @@ namespace {
 // One functor a formula: value(x) and slope(saved), where `saved` is what backward reads, the output or the
 // input.
 struct ReluFormula {
-  PO_HD static float value(float x) { return x > 0 ? x : 0; }
+  PO_HD static float value(float x) { return x < 0 ? 0 : x; }
   PO_HD static float slope(float y) { return y > 0 ? 1.0F : 0.0F; }
 };
 struct TanhFormula {
@@ -26,6 +26,16 @@ struct GeluFormula {
   PO_HD static float value(float x) { return 0.5F * x * (1.0F + erff(x * kHalfRoot)); }
   PO_HD static float slope(float x) {
     return 0.5F * (1.0F + erff(x * kHalfRoot)) + x * kDensityAtZero * expf(-0.5F * x * x);
+  }
+};
+
+struct GeluTanhFormula {
+  static constexpr float kRoot = 0.79788456080286536F;  // sqrt(2 / pi)
+  static constexpr float kCubic = 0.044715F;
+  PO_HD static float value(float x) { return 0.5F * x * (1.0F + tanhf(kRoot * (x + kCubic * x * x * x))); }
+  PO_HD static float slope(float x) {
+    const float t = tanhf(kRoot * (x + kCubic * x * x * x));
+    return 0.5F * (1.0F + t) + 0.5F * x * (1.0F - t * t) * kRoot * (1.0F + 3.0F * kCubic * x * x);
   }
 };
 
@@ -88,9 +98,13 @@ void Sigmoid::backward_input(const BackwardContext& context) const {
 }
 
 LayerPlan GELU::plan(Device, int, const Shape& input) { return element_plan(input, Needs::kInput, false); }
-void GELU::forward(const ForwardContext& context) const { run_forward<GeluFormula>(context); }
+void GELU::forward(const ForwardContext& context) const {
+  if (form_ == GeluForm::kErf) return run_forward<GeluFormula>(context);
+  run_forward<GeluTanhFormula>(context);
+}
 void GELU::backward_input(const BackwardContext& context) const {
-  run_backward<GeluFormula>(context, context.input);
+  if (form_ == GeluForm::kErf) return run_backward<GeluFormula>(context, context.input);
+  run_backward<GeluTanhFormula>(context, context.input);
 }
 
 }  // namespace pipeoptim

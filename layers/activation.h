@@ -7,7 +7,7 @@
 
 namespace pipeoptim {
 
-// y = max(x, 0). In place; backward reads the output: dx = dy where y > 0.
+// y = max(x, 0); a NaN stays one. In place; backward reads the output: dx = dy where y > 0.
 class ReLU final : public Layer {
  public:
   std::string describe() const override { return "relu"; }
@@ -34,14 +34,23 @@ class Sigmoid final : public Layer {
   void backward_input(const BackwardContext& context) const override;
 };
 
-// y = x Phi(x) with the normal distribution's Phi (PyTorch's default, not the tanh approximation). Hendrycks
-// and Gimpel, arXiv 1606.08415. Backward reads the input.
+enum class GeluForm {
+  kErf,  // Phi exact: PyTorch's default
+  kTanh  // Phi(x) = (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2: GPT-2's and PyTorch's approximate="tanh"
+};
+
+// y = x Phi(x) with the normal distribution's Phi. Hendrycks and Gimpel, arXiv 1606.08415. Backward reads the
+// input.
 class GELU final : public Layer {
  public:
-  std::string describe() const override { return "gelu"; }
+  explicit GELU(GeluForm form = GeluForm::kErf) : form_(form) {}
+  std::string describe() const override { return form_ == GeluForm::kErf ? "gelu" : "gelu (tanh)"; }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
+
+ private:
+  GeluForm form_;
 };
 
 }  // namespace pipeoptim

@@ -65,13 +65,20 @@ struct LayerPlan {
   std::size_t stash_bytes = 0;      // per mini-batch in flight
   std::size_t workspace_bytes = 0;  // per stage, contents undefined between calls
   Needs needs = Needs::kInput;
-  bool in_place = false;      // output may be the input's memory, and input gradient the output gradient's
+  bool in_place = false;      // output may be the input's memory, and, for a layer without parameters, the
+                              // input gradient the output gradient's
   double forward_flops = 0;   // for partitioning: floating point operations of one forward,
   double backward_flops = 0;  // of both backwards,
   double bytes = 0;           // and bytes moved by all three
 };
 
 enum class Mode { kTraining, kEvaluation };
+
+// Whether the gradients between the layers of a composite outlive backward_input.
+enum class BackwardSplit {
+  kJoined,  // no: backward() does both halves, and the halves alone throw std::logic_error
+  kSplit    // yes: they lie in the stash, so backward_weights may run long after backward_input
+};
 
 // Identifies the random numbers of one layer and mini-batch; the same on every schedule, backend and thread
 // count.
@@ -150,6 +157,8 @@ class Layer {
     backward_input(context);
     backward_weights(context);
   }
+  // For layers made of layers: how their backward will be called. The layer around calls it before plan().
+  virtual void set_backward_split(BackwardSplit split) { static_cast<void>(split); }
   // Layers inside this one advance the model-wide layer index by more than 1.
   virtual int random_layers() const { return 1; }
 };

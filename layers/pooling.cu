@@ -55,7 +55,7 @@ struct MaxForward {
         const auto position = static_cast<std::int32_t>(iy * at.width + ix);
         const float* in = plane + position * at.channels;
         for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) {
-          const bool better = first || in[c] > out[c];
+          const bool better = first || in[c] > out[c] || in[c] != in[c];  // a NaN wins, as in PyTorch
           where[c] = better ? position : where[c];
           out[c] = better ? in[c] : out[c];
         }
@@ -173,8 +173,9 @@ struct TransposeRecord {
   PO_HD void operator()(std::int64_t record, const Team& team) const {
     const float* in = from + record * rows * columns;
     float* out = to + record * rows * columns;
-    for (std::int64_t i = team.rank(); i < rows * columns; i += team.size()) {
-      out[i] = in[i % rows * columns + i / rows];
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for (std::int64_t c = team.rank(); c < columns; c += team.size())
+        out[c * rows + r] = in[r * columns + c];
     }
   }
 };

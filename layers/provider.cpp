@@ -12,8 +12,8 @@ namespace {
 std::int64_t checked_leading(const char* name, std::int64_t leading, std::int64_t row_length) {
   if (leading == 0) return row_length;
   if (leading < row_length) {
-    throw std::invalid_argument(std::string("gemm: leading extent ") + std::to_string(leading) + " of " + name +
-                                " is below its row length " + std::to_string(row_length));
+    throw std::invalid_argument(std::string("gemm: leading extent ") + std::to_string(leading) + " of " +
+                                name + " is below its row length " + std::to_string(row_length));
   }
   return leading;
 }
@@ -28,9 +28,7 @@ Gemm checked(Gemm product) {
   product.leading_a = checked_leading("a", product.leading_a, a_flipped ? product.rows : product.inner);
   product.leading_b = checked_leading("b", product.leading_b, b_flipped ? product.inner : product.columns);
   product.leading_c = checked_leading("c", product.leading_c, product.columns);
-  if (product.inner == 0) {  // c = beta * c: an inner extent of 1 without weight, which every library accepts
-    throw std::invalid_argument("gemm: the inner extent is 0");
-  }
+  if (product.inner == 0) throw std::invalid_argument("gemm: the inner extent is 0");
   return product;
 }
 
@@ -65,8 +63,8 @@ Shape convolution_output(const ConvolutionSpec& spec) {
   require(spec.kernel > 0 && spec.stride > 0 && spec.dilation > 0 && spec.padding >= 0, spec,
           "kernel, stride and dilation must be positive, padding not negative");
   require(spec.groups > 0 && spec.input[3] % spec.groups == 0 && spec.out_channels % spec.groups == 0, spec,
-          std::to_string(spec.groups) + " groups do not divide " + std::to_string(spec.input[3]) + " input and " +
-              std::to_string(spec.out_channels) + " output channels");
+          std::to_string(spec.groups) + " groups do not divide " + std::to_string(spec.input[3]) +
+              " input and " + std::to_string(spec.out_channels) + " output channels");
   return {spec.input[0], output_extent(spec, 1), output_extent(spec, 2), spec.out_channels};
 }
 

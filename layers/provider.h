@@ -42,7 +42,8 @@ struct GemmBatch {
   std::int64_t step_c = 0;
 };
 
-// Both throw std::invalid_argument for negative extents and for leading extents that are too small.
+// Both throw std::invalid_argument for negative extents, an inner extent of 0 and leading extents that are
+// too small; without rows, columns or count they do nothing.
 void gemm(Stream& stream, const Gemm& product);
 void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch);
 

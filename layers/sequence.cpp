@@ -77,6 +77,7 @@ LayerPlan Sequence::plan(Device device, int threads, const Shape& input) {
   ArenaPlan stash;
   for (std::size_t i = 0; i < children_.size(); ++i) {
     Child& child = children_[i];
+    child.layer->set_backward_split(split_);
     try {
       child.plan = child.layer->plan(device, threads, boundaries_[i].shape);
     } catch (const std::invalid_argument& error) {
@@ -124,8 +125,7 @@ void Sequence::place_activations(ArenaPlan& stash, ArenaPlan& workspace) {
   // run that ends in the output lies there.
   std::size_t scratch = 0;  // each transient piece takes one of two regions of the largest size
   for (std::size_t i = 1; i < last; ++i) {
-    if (boundaries_[i].home == Home::kWorkspace)
-      scratch = std::max(scratch, align_up(bytes_of(boundaries_[i].shape)));
+    if (!boundaries_[i].kept) scratch = std::max(scratch, bytes_of(boundaries_[i].shape));
   }
   std::size_t regions[2] = {0, 0};
   bool regions_reserved = false;
@@ -175,7 +175,9 @@ void Sequence::place_gradients(ArenaPlan& stash, ArenaPlan& workspace) {
   for (std::size_t i = last - 1; i >= 1; --i) {
     Boundary& here = boundaries_[i];
     const Boundary& behind = boundaries_[i + 1];
-    if (children_[i].plan.in_place && behind.gradient_home != Home::kOutput) {
+    // backward_weights still reads the output gradient, so a layer with parameters keeps the two apart.
+    const bool in_place = children_[i].plan.in_place && shares_[i].parameters == 0;
+    if (in_place && behind.gradient_home != Home::kOutput) {
       here.gradient_home = behind.gradient_home;
       here.gradient_offset = behind.gradient_offset;
       continue;

@@ -10,12 +10,6 @@
 
 namespace pipeoptim {
 
-// Whether the gradients between layers outlive backward_input.
-enum class BackwardSplit {
-  kJoined,  // no: backward() does both halves, and the halves alone throw std::logic_error
-  kSplit    // yes: they lie in the stash, so backward_weights may run long after backward_input
-};
-
 // Boundary i lies between layer i-1 and layer i; boundary 0 is the input, the last one the output (both the
 // caller's). An inner boundary is kept in the stash when a neighbour's backward needs it, else it lies in the
 // workspace; an in-place layer's output shares its input's memory where nobody needs that input again.
@@ -37,6 +31,7 @@ class Sequence final : public Layer {
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
   void backward(const BackwardContext& context) const override;
+  void set_backward_split(BackwardSplit split) override { split_ = split; }
   int random_layers() const override;
 
   const std::vector<Child>& children() const { return children_; }

@@ -45,7 +45,7 @@ struct SoftmaxRow {
     std::int32_t first = classes;
     for (std::int32_t c = team.rank(); c < classes; c += team.size()) {
       sum += expf(x[c] - largest);
-      total += x[c];
+      total += x[c] - largest;
       if (x[c] == largest && c < first) first = c;
     }
     sum = team.reduce(sum, Sum{});
@@ -53,20 +53,21 @@ struct SoftmaxRow {
     first = team.reduce(first, Smaller{});
     const std::int32_t label = labels[row];
     const bool counts = label >= 0;
-    const float log_sum = largest + logf(sum);
     if (team.rank() == 0) {
-      const float hit = counts ? x[label] : 0.0F;
-      const double loss = static_cast<double>(log_sum) - static_cast<double>((1.0F - smoothing) * hit) -
+      // A label that is no class makes the loss NaN: seen at once, and nothing is read outside the row.
+      const float hit = counts && label < classes ? x[label] - largest : nanf("");
+      const double loss = static_cast<double>(logf(sum)) - static_cast<double>((1.0F - smoothing) * hit) -
                           static_cast<double>(smoothing / static_cast<float>(classes) * total);
       row_loss[row] = counts ? loss : 0.0;
       row_correct[row] = counts && first == label ? 1 : 0;
     }
     if (!gradient) return;
     float* dx = gradient + row * classes;
+    const float inverse = 1.0F / sum;
     const float floor = smoothing / static_cast<float>(classes);
     for (std::int32_t c = team.rank(); c < classes; c += team.size()) {
       const float target = floor + (c == label ? 1.0F - smoothing : 0.0F);
-      dx[c] = counts ? (expf(x[c] - log_sum) - target) * scale : 0.0F;
+      dx[c] = counts ? (expf(x[c] - largest) * inverse - target) * scale : 0.0F;
     }
   }
 };

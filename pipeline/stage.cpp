@@ -57,6 +57,7 @@ void Stage::place_tensors() {
 OptimizerArena Stage::optimizer_arena() const {
   OptimizerArena arena;
   arena.elements = parameter_elements_;
+  arena.groups.reserve(2);
   if (decaying_elements_ > 0) arena.groups.push_back({0, decaying_elements_, true});
   if (parameter_elements_ > decaying_elements_) {
     arena.groups.push_back({decaying_elements_, parameter_elements_, false});

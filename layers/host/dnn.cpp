@@ -57,9 +57,8 @@ struct Layouts {
     if (spec.bias) ours.bias = layout({spec.out_channels}, memory::format_tag::x);
     nhwc = {ours.input, layout(w, memory::format_tag::any), ours.bias, ours.output};
     free = {layout(x, memory::format_tag::any), nhwc.weights, ours.bias, layout(y, memory::format_tag::any)};
-    geometry = {{spec.stride, spec.stride},
-                {spec.dilation - 1, spec.dilation - 1},
-                {spec.padding, spec.padding}};
+    geometry = {
+        {spec.stride, spec.stride}, {spec.dilation - 1, spec.dilation - 1}, {spec.padding, spec.padding}};
   }
   ConvolutionMemory ours, nhwc, free;
   ConvolutionGeometry geometry;
@@ -179,8 +178,9 @@ std::unique_ptr<ConvolutionPlan> make_host_convolution(int threads, const Convol
   try {
     return std::make_unique<host::HostConvolution>(threads, spec);
   } catch (const dnnl::error& error) {
-    throw DeviceError("oneDNN convolution of " + spec.input.to_string(),
-                      std::string(error.what()) + ", status " + std::to_string(static_cast<int>(error.status)));
+    throw DeviceError(
+        "oneDNN convolution of " + spec.input.to_string(),
+        std::string(error.what()) + ", status " + std::to_string(static_cast<int>(error.status)));
   }
 }
 

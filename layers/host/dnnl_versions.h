@@ -51,32 +51,22 @@ inline BackwardDataDescriptor describe_backward_data(const dnnl::engine& engine,
                                                      const ConvolutionMemory& memory,
                                                      const ConvolutionGeometry& geometry,
                                                      const ForwardDescriptor& hint) {
-  return {engine,
-          dnnl::algorithm::convolution_direct,
-          memory.input,
-          memory.weights,
-          memory.output,
-          geometry.strides,
-          geometry.dilates,
-          geometry.padding,
-          geometry.padding,
-          hint,
+  return {engine,           dnnl::algorithm::convolution_direct,
+          memory.input,     memory.weights,
+          memory.output,    geometry.strides,
+          geometry.dilates, geometry.padding,
+          geometry.padding, hint,
           user_scratchpad()};
 }
 inline BackwardWeightsDescriptor describe_backward_weights(const dnnl::engine& engine,
                                                            const ConvolutionMemory& memory,
                                                            const ConvolutionGeometry& geometry,
                                                            const ForwardDescriptor& hint) {
-  return {engine,
-          dnnl::algorithm::convolution_direct,
-          memory.input,
-          memory.weights,
-          memory.output,
-          geometry.strides,
-          geometry.dilates,
-          geometry.padding,
-          geometry.padding,
-          hint,
+  return {engine,           dnnl::algorithm::convolution_direct,
+          memory.input,     memory.weights,
+          memory.output,    geometry.strides,
+          geometry.dilates, geometry.padding,
+          geometry.padding, hint,
           user_scratchpad()};
 }
 
@@ -84,18 +74,18 @@ inline BackwardWeightsDescriptor describe_backward_weights(const dnnl::engine& e
 
 inline ForwardDescriptor describe_forward(const dnnl::engine& engine, const ConvolutionMemory& memory,
                                           const ConvolutionGeometry& geometry) {
-  return {{dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, memory.input,
-           memory.weights, memory.bias, memory.output, geometry.strides, geometry.dilates, geometry.padding,
-           geometry.padding},
-          user_scratchpad(),
-          engine};
+  return {
+      {dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct, memory.input, memory.weights,
+       memory.bias, memory.output, geometry.strides, geometry.dilates, geometry.padding, geometry.padding},
+      user_scratchpad(),
+      engine};
 }
 inline BackwardDataDescriptor describe_backward_data(const dnnl::engine& engine,
                                                      const ConvolutionMemory& memory,
                                                      const ConvolutionGeometry& geometry,
                                                      const ForwardDescriptor& hint) {
-  return {{dnnl::algorithm::convolution_direct, memory.input, memory.weights, memory.output,
-           geometry.strides, geometry.dilates, geometry.padding, geometry.padding},
+  return {{dnnl::algorithm::convolution_direct, memory.input, memory.weights, memory.output, geometry.strides,
+           geometry.dilates, geometry.padding, geometry.padding},
           user_scratchpad(),
           engine,
           hint};
@@ -104,8 +94,8 @@ inline BackwardWeightsDescriptor describe_backward_weights(const dnnl::engine& e
                                                            const ConvolutionMemory& memory,
                                                            const ConvolutionGeometry& geometry,
                                                            const ForwardDescriptor& hint) {
-  return {{dnnl::algorithm::convolution_direct, memory.input, memory.weights, memory.output,
-           geometry.strides, geometry.dilates, geometry.padding, geometry.padding},
+  return {{dnnl::algorithm::convolution_direct, memory.input, memory.weights, memory.output, geometry.strides,
+           geometry.dilates, geometry.padding, geometry.padding},
           user_scratchpad(),
           engine,
           hint};

@@ -2,9 +2,8 @@
 // is reordered through the workspace. Everything is made at plan time; execute() allocates nothing here.
 #pragma once
 
-#include <dnnl.hpp>
-
 #include <cstddef>
+#include <dnnl.hpp>
 #include <vector>
 
 #include "layers/layer.h"

@@ -37,14 +37,17 @@ class Simulation {
       : widths_(std::move(widths)), first_(std::move(first)), settings_(std::move(settings)) {
     first_.push_back(linears());
     versions_.resize(first_.size() - 1);
+    decay_.resize(versions_.size());
   }
 
   int depth() const { return static_cast<int>(versions_.size()); }
   int linears() const { return static_cast<int>(widths_.size()) - 1; }
 
-  // The initial values of linear `l`, weight [out,in] then bias.
-  void append_initial(int l, const std::vector<float>& values) {
+  // The initial values of linear `l`, weight [out,in] (which decays) then bias (which does not).
+  void append_initial(int l, const std::vector<float>& values, bool decays) {
     auto& list = versions_[static_cast<std::size_t>(stage_of(l))];
+    auto& decay = decay_[static_cast<std::size_t>(stage_of(l))];
+    decay.insert(decay.end(), values.size(), decays ? settings_.weight_decay : 0.0);
     if (list.empty()) list.emplace_back();
     list[0].w.insert(list[0].w.end(), values.begin(), values.end());
   }
@@ -68,7 +71,7 @@ class Simulation {
                    activations[static_cast<std::size_t>(l) + 1], gradient, records, stage_gradients[k]);
     }
     for (std::size_t k = 0; k < versions_.size(); ++k) {
-      versions_[k].push_back(advance(versions_[k].back(), stage_gradients[k]));
+      versions_[k].push_back(advance(versions_[k].back(), stage_gradients[k], decay_[k]));
     }
     return loss;
   }
@@ -102,20 +105,21 @@ class Simulation {
     if (method == "pipedream") return at(early).w;
     if (method == "pipedream-2bw") return at(std::max(t - 1, 0)).w;
     if (method == "spectrain")
-      return is_forward ? predict(at(early), k / 2 + warm_up) : predict(at(t), k / 2);
+      return is_forward ? predict(k, at(early), k / 2 + warm_up) : predict(k, at(t), k / 2);
     if (method != "pipeoptim") throw std::invalid_argument("the oracle does not know " + method);
     if (!is_forward) return at(t).w;
     int distance = std::min(t, warm_up);
     if (settings_.horizon == "paper") distance = warm_up;
     if (settings_.horizon == "released-code") distance = depth() - k;
-    return predict(at(early), distance);
+    return predict(k, at(early), distance);
   }
 
-  Vector predict(const Version& version, int distance) const {
+  Vector predict(int k, const Version& version, int distance) const {
+    const Vector& decay = decay_[static_cast<std::size_t>(k)];
     Vector predicted = version.w;
     if (version.steps == 0 || distance == 0) return predicted;
     for (std::size_t i = 0; i < predicted.size(); ++i) {
-      predicted[i] = settings_.geometric ? coast(version, i, distance)
+      predicted[i] = settings_.geometric ? coast(version, i, distance, decay[i])
                                          : predicted[i] - distance * settings_.lr * direction(version, i);
     }
     return predicted;
@@ -129,14 +133,14 @@ class Simulation {
   }
 
   // `distance` steps with zero gradients; the second moment stays, its bias correction goes on.
-  double coast(const Version& version, std::size_t i, int distance) const {
+  double coast(const Version& version, std::size_t i, int distance, double decay) const {
     const double u = settings_.momentum;
     double w = version.w[i];
     if (settings_.rule == "sgdm") {
       return w - settings_.lr * (u - std::pow(u, distance + 1)) / (1 - u) * version.m[i];
     }
     for (int s = 1; s <= distance; ++s) {
-      if (settings_.rule == "adamw") w -= settings_.lr * settings_.weight_decay * w;
+      if (settings_.rule == "adamw") w -= settings_.lr * decay * w;
       const double m = std::pow(settings_.beta1, s) * version.m[i];
       const double v = version.v[i] / (1 - std::pow(settings_.beta2, version.steps + s));
       w -= settings_.lr / (1 - std::pow(settings_.beta1, version.steps + s)) * m /
@@ -145,7 +149,7 @@ class Simulation {
     return w;
   }
 
-  Version advance(const Version& before, const Vector& gradients) const {
+  Version advance(const Version& before, const Vector& gradients, const Vector& decay) const {
     Version after = before;
     after.steps = before.steps + 1;
     if (before.steps == 0) {
@@ -156,9 +160,9 @@ class Simulation {
       double g = gradients[i];
       const bool adaptive = settings_.rule != "sgdm";
       if (settings_.rule == "adamw") {
-        after.w[i] -= settings_.lr * settings_.weight_decay * after.w[i];
+        after.w[i] -= settings_.lr * decay[i] * after.w[i];
       } else {
-        g += settings_.weight_decay * after.w[i];
+        g += decay[i] * after.w[i];
       }
       after.m[i] = adaptive ? settings_.beta1 * after.m[i] + (1 - settings_.beta1) * g
                             : settings_.momentum * after.m[i] + g;
@@ -227,7 +231,8 @@ class Simulation {
 
   std::vector<int> widths_, first_;
   Settings settings_;
-  std::vector<std::vector<Version>> versions_;
+  std::vector<std::vector<Version>> versions_;  // by stage
+  std::vector<Vector> decay_;                   // by stage: weight decay of each element
 };
 
 }  // namespace pipeoptim::oracle

@@ -48,7 +48,7 @@ TEST_P(Trajectory, EqualsSimulationOfWeightVersions) {
     for (const char* horizon : {"exact", "paper", "released-code"}) {
       if (method != "pipeoptim" && (geometric || std::string(horizon) != "exact")) continue;
       EngineConfig config = config_for(method, rule, micro);
-      config.optimizer.weight_decay = rule == "adamw" ? 0.1 : 0;
+      config.optimizer.weight_decay = 0.1;
       config.optimizer.predictor = geometric ? Predictor::kGeometric : Predictor::kLinear;
       config.horizon = std::string(horizon) == "exact"   ? HorizonPolicy::kExact
                        : std::string(horizon) == "paper" ? HorizonPolicy::kPaper
@@ -58,6 +58,7 @@ TEST_P(Trajectory, EqualsSimulationOfWeightVersions) {
       settings.horizon = horizon;
       settings.geometric = geometric;
       settings.rule = rule;
+      settings.weight_decay = 0.1;
       settings.lr = static_cast<double>(lr_for(rule));
       RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
       const auto engine = mlp.engine(depth, config);
@@ -69,7 +70,7 @@ TEST_P(Trajectory, EqualsSimulationOfWeightVersions) {
         const std::vector<int> labels(batches.labels(t).begin(), batches.labels(t).end());
         const double expected = simulation.step(t, inputs, labels);
         ASSERT_NEAR(losses[static_cast<std::size_t>(t)], expected,
-                    kTrajectoryTolerance * std::max(1.0, expected))
+                    tolerance::kTrajectory * std::max(1.0, expected))
             << "step " << t << ", horizon " << horizon << (geometric ? ", geometric" : ", linear");
       }
     }
@@ -81,9 +82,9 @@ INSTANTIATE_TEST_SUITE_P(AllMethods, Trajectory,
                                                           "pipedream-2bw", "spectrain", "pipeoptim"),
                                           testing::Values("sgdm", "adam", "adamw"),
                                           testing::Values(1, 2, 3, 4, 8)),
-                         [](const auto& info) {
-                           std::string name = std::get<0>(info.param) + "_" + std::get<1>(info.param) + "_D" +
-                                              std::to_string(std::get<2>(info.param));
+                         [](const testing::TestParamInfo<Case>& test) {
+                           std::string name = std::get<0>(test.param) + "_" + std::get<1>(test.param) + "_D" +
+                                              std::to_string(std::get<2>(test.param));
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });

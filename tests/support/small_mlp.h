@@ -91,8 +91,8 @@ struct SmallMlp {
   oracle::Simulation simulation(int depth, oracle::Settings settings) const {
     oracle::Simulation simulation(widths, first(depth), std::move(settings));
     for (int l = 0; l < linears(); ++l) {
-      simulation.append_initial(l, initial_weight(l));
-      simulation.append_initial(l, initial_bias(l));
+      simulation.append_initial(l, initial_weight(l), true);
+      simulation.append_initial(l, initial_bias(l), false);
     }
     return simulation;
   }

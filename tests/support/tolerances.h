@@ -18,4 +18,8 @@ inline constexpr double kGradientNorm = 1.6e-5;
 // A learning rate is computed in double and rounded to fp32 once, relative.
 inline constexpr double kLearningRate = 1.2e-7;
 
+// Losses of a training run in fp32 against double over some 20 steps: rounding errors of 1e-7 a value grow with the
+// steps' sensitivity; a wrong weight version changes the loss in the third digit.
+inline constexpr double kTrajectory = 1e-4;
+
 }  // namespace pipeoptim::tolerance

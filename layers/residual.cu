@@ -1,0 +1,180 @@
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "kernels/runtime/launch.h"
+#include "layers/residual.h"
+
+namespace pipeoptim {
+namespace {
+
+struct AddElement {
+  const float* a;
+  const float* b;
+  float* y;
+  bool relu;
+  PO_HD void operator()(std::int64_t i) const {
+    const float sum = a[i] + b[i];
+    y[i] = relu && sum < 0 ? 0 : sum;
+  }
+};
+
+struct ReluGradient {
+  const float* y;
+  const float* dy;
+  float* dx;
+  PO_HD void operator()(std::int64_t i) const { dx[i] = y[i] > 0 ? dy[i] : 0.0F; }
+};
+
+std::size_t bytes_of(const Shape& shape) {
+  return static_cast<std::size_t>(shape.elements()) * sizeof(float);
+}
+
+float* floats(std::byte* base, std::size_t offset) { return reinterpret_cast<float*>(base + offset); }
+
+}  // namespace
+
+Residual::Residual(std::vector<NamedLayer> body, std::vector<NamedLayer> shortcut, FinalActivation activation)
+    : activation_(activation), body_(std::move(body)) {
+  if (!shortcut.empty()) shortcut_ = std::make_unique<Sequence>(std::move(shortcut));
+  body_parameters_ = body_.parameters().size();
+  body_states_ = body_.states().size();
+}
+
+std::string Residual::describe() const {
+  return "residual [" + body_.describe() + " | " + (shortcut_ ? shortcut_->describe() : "identity") + "]" +
+         (activation_ == FinalActivation::kRelu ? " + relu" : "");
+}
+
+std::vector<Parameter> Residual::parameters() const {
+  std::vector<Parameter> all = body_.parameters();
+  if (shortcut_) {
+    for (Parameter& parameter : shortcut_->parameters()) all.push_back(std::move(parameter));
+  }
+  return all;
+}
+
+std::vector<State> Residual::states() const {
+  std::vector<State> all = body_.states();
+  if (shortcut_) {
+    for (State& state : shortcut_->states()) all.push_back(std::move(state));
+  }
+  return all;
+}
+
+int Residual::random_layers() const {
+  return body_.random_layers() + (shortcut_ ? shortcut_->random_layers() : 0);
+}
+
+LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
+  body_.set_backward_split(split_);
+  if (shortcut_) shortcut_->set_backward_split(split_);
+  body_plan_ = body_.plan(device, threads, input);
+  shortcut_plan_ = {};
+  shortcut_plan_.output = input;
+  shortcut_plan_.needs = Needs::kNothing;
+  if (shortcut_) shortcut_plan_ = shortcut_->plan(device, threads, input);
+  if (!(body_plan_.output == shortcut_plan_.output)) {
+    throw std::invalid_argument("residual block: the body makes " + body_plan_.output.to_string() + " of " +
+                                input.to_string() + ", the shortcut " + shortcut_plan_.output.to_string());
+  }
+  const bool relu = activation_ == FinalActivation::kRelu;
+  const std::size_t output_bytes = bytes_of(body_plan_.output);
+  ArenaPlan stash;
+  ArenaPlan workspace;
+  stash.reserve(body_plan_.stash_bytes);
+  shortcut_stash_ = stash.reserve(shortcut_plan_.stash_bytes);
+  body_output_kept_ = needs_output(body_plan_.needs);
+  shortcut_output_kept_ = needs_output(shortcut_plan_.needs);
+  body_output_ = stash.reserve(body_output_kept_ ? output_bytes : 0);
+  shortcut_output_ = (shortcut_output_kept_ ? stash : workspace).reserve(shortcut_ ? output_bytes : 0);
+  gradient_in_stash_ = relu && split_ == BackwardSplit::kSplit;
+  sum_gradient_ = (gradient_in_stash_ ? stash : workspace).reserve(relu ? output_bytes : 0);
+  branch_gradient_ = workspace.reserve(shortcut_ ? bytes_of(input) : 0);
+  branch_workspace_ = workspace.reserve(std::max(body_plan_.workspace_bytes, shortcut_plan_.workspace_bytes));
+
+  LayerPlan plan;
+  plan.output = body_plan_.output;
+  plan.stash_bytes = stash.bytes();
+  plan.workspace_bytes = workspace.bytes();
+  const bool input_needed = needs_input(body_plan_.needs) || needs_input(shortcut_plan_.needs);
+  plan.needs = input_needed ? (relu ? Needs::kInputAndOutput : Needs::kInput)
+                            : (relu ? Needs::kOutput : Needs::kNothing);
+  plan.forward_flops = body_plan_.forward_flops + shortcut_plan_.forward_flops;
+  plan.backward_flops = body_plan_.backward_flops + shortcut_plan_.backward_flops;
+  plan.bytes = body_plan_.bytes + shortcut_plan_.bytes + 8.0 * static_cast<double>(output_bytes);
+  return plan;
+}
+
+void Residual::forward(const ForwardContext& context) const {
+  ForwardContext branch = context;
+  branch.workspace = context.workspace + branch_workspace_;
+  branch.weights = {context.weights.pointers.first(body_parameters_)};
+  branch.states = context.states.first(body_states_);
+  float* const body = body_output_kept_ ? floats(context.stash, body_output_) : context.output.data;
+  branch.output = {body, body_plan_.output};
+  body_.forward(branch);
+  const float* other = context.input.data;
+  if (shortcut_) {
+    branch.weights = {context.weights.pointers.subspan(body_parameters_)};
+    branch.states = context.states.subspan(body_states_);
+    branch.stash = context.stash + shortcut_stash_;
+    branch.output = {floats(shortcut_output_kept_ ? context.stash : context.workspace, shortcut_output_),
+                     body_plan_.output};
+    branch.random.layer += static_cast<std::uint64_t>(body_.random_layers());
+    shortcut_->forward(branch);
+    other = branch.output.data;
+  }
+  for_each(context.stream, context.output.elements(),
+           AddElement{body, other, context.output.data, activation_ == FinalActivation::kRelu});
+}
+
+void Residual::run_backward(const BackwardContext& context, Half half) const {
+  const auto run = [half](const Sequence& sequence, const BackwardContext& branch) {
+    if (half == Half::kBoth) return sequence.backward(branch);
+    if (half == Half::kInput) return sequence.backward_input(branch);
+    return sequence.backward_weights(branch);
+  };
+  const bool first_half = half != Half::kWeights;
+  BackwardContext branch = context;
+  branch.workspace = context.workspace + branch_workspace_;
+  if (activation_ == FinalActivation::kRelu) {
+    float* gradient = floats(gradient_in_stash_ ? context.stash : context.workspace, sum_gradient_);
+    if (first_half) {
+      for_each(context.stream, context.output_gradient.elements(),
+               ReluGradient{context.output.data, context.output_gradient.data, gradient});
+    }
+    branch.output_gradient = ConstTensor(gradient, context.output_gradient.shape);
+  }
+  branch.weights = {context.weights.pointers.first(body_parameters_)};
+  branch.gradients.pointers = context.gradients.pointers.first(body_parameters_);
+  branch.output.data = body_output_kept_ ? floats(context.stash, body_output_) : nullptr;
+  run(body_, branch);
+
+  const float* other = branch.output_gradient.data;
+  if (shortcut_) {
+    branch.weights = {context.weights.pointers.subspan(body_parameters_)};
+    branch.gradients.pointers = context.gradients.pointers.subspan(body_parameters_);
+    branch.output.data = shortcut_output_kept_ ? floats(context.stash, shortcut_output_) : nullptr;
+    branch.stash = context.stash + shortcut_stash_;
+    branch.random.layer += static_cast<std::uint64_t>(body_.random_layers());
+    float* gradient = floats(context.workspace, branch_gradient_);
+    branch.input_gradient.data = context.input_gradient.data ? gradient : nullptr;
+    run(*shortcut_, branch);
+    other = gradient;
+  }
+  if (!first_half || !context.input_gradient.data) return;
+  for_each(context.stream, context.input_gradient.elements(),
+           AddElement{context.input_gradient.data, other, context.input_gradient.data, false});
+}
+
+void Residual::backward(const BackwardContext& context) const {
+  if (split_ == BackwardSplit::kSplit) return Layer::backward(context);
+  run_backward(context, Half::kBoth);
+}
+void Residual::backward_input(const BackwardContext& context) const { run_backward(context, Half::kInput); }
+void Residual::backward_weights(const BackwardContext& context) const {
+  run_backward(context, Half::kWeights);
+}
+
+}  // namespace pipeoptim

@@ -1,0 +1,139 @@
+// One layer on its own: memory for everything its plan asks for, and the three calls, in and out of
+// std::vector.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "kernels/runtime/buffer.h"
+#include "kernels/runtime/stream.h"
+#include "layers/layer.h"
+
+namespace pipeoptim::test {
+
+inline std::vector<float> random_values(std::int64_t count, unsigned seed, float deviation = 1.0F) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, deviation);
+  std::vector<float> values(static_cast<std::size_t>(count));
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+class LayerRun {
+ public:
+  LayerRun(Layer& layer, const Shape& input, int threads)
+      : layer_(layer),
+        input_shape_(input),
+        stream_(device_, {.threads = threads}),
+        plan_(layer.plan(device_, threads, input)),
+        input_(device_, size(input)),
+        output_(device_, size(plan_.output)),
+        output_gradient_(device_, size(plan_.output)),
+        input_gradient_(device_, size(input)),
+        stash_(device_, plan_.stash_bytes),
+        workspace_(device_, plan_.workspace_bytes) {
+    for (const Parameter& parameter : layer.parameters()) {
+      weights_.emplace_back(device_, size(parameter.shape));
+      gradients_.emplace_back(device_, size(parameter.shape));
+    }
+    for (std::size_t i = 0; i < weights_.size(); ++i) {
+      weight_pointers_.push_back(weights_[i].data());
+      gradient_pointers_.push_back(gradients_[i].data());
+    }
+  }
+
+  const LayerPlan& plan() const { return plan_; }
+  Stream& stream() { return stream_; }
+  // In the arena's order.
+  void set_parameter(std::size_t index, const std::vector<float>& values) { put(weights_.at(index), values); }
+  std::vector<float> gradient(std::size_t index) const { return get(gradients_.at(index)); }
+
+  std::vector<float> forward(const std::vector<float>& input) {
+    put(input_, input);
+    std::vector<float> garbage(output_.size(), 1e30F);  // what a plan must overwrite
+    put(output_, garbage);
+    layer_.forward({.stream = stream_,
+                    .weights = {weight_pointers_},
+                    .states = {},
+                    .input = {input_.data(), input_shape_},
+                    .output = {output_.data(), plan_.output},
+                    .stash = stash_.data(),
+                    .workspace = workspace_.data(),
+                    .random = {}});
+    stream_.synchronize();
+    return get(output_);
+  }
+
+  // Of the latest forward. Returns the gradient of the input; those of the weights are read with gradient().
+  std::vector<float> backward(const std::vector<float>& output_gradient,
+                              GradientMode mode = GradientMode::kStore) {
+    put(output_gradient_, output_gradient);
+    if (mode == GradientMode::kStore) {
+      for (const auto& gradient : gradients_) put(gradient, std::vector<float>(gradient.size(), 1e30F));
+    }
+    put(input_gradient_, std::vector<float>(input_gradient_.size(), 1e30F));
+    const BackwardContext context{.stream = stream_,
+                                  .weights = {weight_pointers_},
+                                  .gradients = {gradient_pointers_, mode},
+                                  .input = {input_.data(), input_shape_},
+                                  .output = {output_.data(), plan_.output},
+                                  .output_gradient = {output_gradient_.data(), plan_.output},
+                                  .input_gradient = {input_gradient_.data(), input_shape_},
+                                  .stash = stash_.data(),
+                                  .workspace = workspace_.data(),
+                                  .random = {}};
+    layer_.backward_input(context);
+    layer_.backward_weights(context);
+    stream_.synchronize();
+    return get(input_gradient_);
+  }
+
+ private:
+  static std::size_t size(const Shape& shape) { return static_cast<std::size_t>(shape.elements()); }
+  static void put(const Buffer<float>& to, const std::vector<float>& values) {
+    if (values.size() != to.size()) throw std::invalid_argument("LayerRun: wrong number of values");
+    copy_from_host(to.data(), values.data(), values.size() * sizeof(float), to.device());
+  }
+  static std::vector<float> get(const Buffer<float>& from) {
+    std::vector<float> values(from.size());
+    copy_to_host(values.data(), from.data(), values.size() * sizeof(float), from.device());
+    return values;
+  }
+
+  Device device_ = Device::host();
+  Layer& layer_;
+  Shape input_shape_;
+  Stream stream_;
+  LayerPlan plan_;
+  Buffer<float> input_, output_, output_gradient_, input_gradient_;
+  Memory stash_, workspace_;
+  std::vector<Buffer<float>> weights_, gradients_;
+  std::vector<const float*> weight_pointers_;
+  std::vector<float*> gradient_pointers_;
+};
+
+// The largest |a - b| against what the sums that made `expected` can lose: `magnitudes` are the sums of the
+// absolute values of their terms.
+inline double largest_error(const std::vector<float>& values, const std::vector<double>& expected,
+                            const std::vector<double>& magnitudes) {
+  double largest = values.size() == expected.size() ? 0 : 1e30;
+  for (std::size_t i = 0; i < expected.size() && i < values.size(); ++i) {
+    const double error = std::abs(static_cast<double>(values[i]) - expected[i]);
+    largest = std::max(largest, error / std::max(magnitudes[i], 1e-30));
+    if (!(error < 1e29)) largest = 1e30;
+  }
+  return largest;
+}
+
+// sum(values * by), in double: a loss whose gradient with respect to `values` is `by`.
+inline double weighted_sum(const std::vector<float>& values, const std::vector<float>& by) {
+  double sum = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) sum += static_cast<double>(values[i]) * by[i];
+  return sum;
+}
+
+}  // namespace pipeoptim::test
