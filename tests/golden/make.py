@@ -28,8 +28,8 @@ CNN_WIDTH = 4  # the zoo's option `width`; the full network has 16
 
 RUNS = [
     dict(optimizer="sgdm", lr=0.01, momentum=0.9, weight_decay=5e-4),
-    dict(optimizer="adam", lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0),
-    dict(optimizer="adamw", lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.01),
+    dict(optimizer="adam", lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.0),
+    dict(optimizer="adamw", lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-5, weight_decay=0.01),
 ]
 
 

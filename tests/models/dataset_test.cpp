@@ -63,7 +63,7 @@ TEST(Idx, TellsTruncatedFiles) {
 TEST(Idx, TellsForeignAndTooLongFiles) {
   SmallIdx files;
   std::swap(files.images, files.labels);
-  expect_mentions(files.error(), {"images", "0x00000803", "header"});
+  expect_mentions(files.error(), {"images", "0x00000803", "0x00000801", "byte 0"});
   SmallIdx png;
   png.images = "\x89PNG\r\n and more than sixteen bytes";
   expect_mentions(png.error(), {"0x00000803", "0x89504e47", "byte 0"});
@@ -72,7 +72,7 @@ TEST(Idx, TellsForeignAndTooLongFiles) {
   expect_mentions(longer.error(), {"24 bytes", "more", "byte 40"});
   SmallIdx huge;
   huge.images = idx_header(3, {0xffffffffU, 0xffffffffU, 0xffffffffU});
-  expect_mentions(huge.error(), {"plausible extent", "4294967295", "byte 8"});
+  expect_mentions(huge.error(), {"plausible extent", "4294967295", "byte 4"});
 }
 
 TEST(Idx, TellsLabelsThatDoNotFit) {

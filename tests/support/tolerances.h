@@ -18,8 +18,34 @@ inline constexpr double kGradientNorm = 1.6e-5;
 // A learning rate is computed in double and rounded to fp32 once, relative.
 inline constexpr double kLearningRate = 1.2e-7;
 
-// Losses of a training run in fp32 against double over some 20 steps: rounding errors of 1e-7 a value grow with the
-// steps' sensitivity; a wrong weight version changes the loss in the third digit.
+// Losses of a training run in fp32 against double over some 20 steps: rounding errors of 1e-7 a value grow
+// with the steps' sensitivity; a wrong weight version changes the loss in the third digit.
 inline constexpr double kTrajectory = 1e-4;
+
+// A sum of products in fp32 against double, relative to the sum of the absolute values of its terms. Blocked
+// sums of up to 20000 terms keep a few dozen roundings of 6e-8 on each path (seen: 2.5e-7); one missing
+// or doubled term of n changes it by about 1/n, far more at the sizes of these tests.
+inline constexpr double kFp32Product = 2e-6;
+
+// Central differences through an fp32 forward of a layer that is linear in what moves, with a step of 1/4: no
+// truncation error, roundings of 6e-8 over the step, relative to the sum of the loss's absolute terms (seen:
+// a sixth of it).
+inline constexpr double kLinearDifference = 2.4e-7;
+
+// A layer's gradient against the five-point difference (step 1/32) of a loss of up to some 300 fp32 outputs
+// of size 1: their roundings, 6e-8 * sqrt(300) = 1e-6 a loss, over the step make 4e-5; the stencil's own
+// error is 1e-6 times the fifth derivative. Relative to the largest gradient; a wrong term is 1e-2 and more.
+inline constexpr double kFiniteDifference = 5e-4;
+
+// Element-wise layers and pooling against double: a few roundings of 6e-8 and 2 ulp of expf, tanhf and erff,
+// relative to the largest value.
+inline constexpr double kElementwise = 1e-6;
+
+// Batch norm against double: the mean of a channel whose values are up to 4 deviations from 0 loses some 6e-8
+// a chunk, the line y = scale x + shift three roundings of values near 4. Relative to the largest value.
+inline constexpr double kBatchNorm = 3e-6;
+
+// Softmax and its loss against double: the sum of up to 100 exponentials of 1 ulp each, then one logarithm.
+inline constexpr double kSoftmax = 3e-6;
 
 }  // namespace pipeoptim::tolerance

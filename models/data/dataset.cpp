@@ -1,0 +1,67 @@
+#include "models/data/dataset.h"
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <stdexcept>
+
+#include "kernels/runtime/error.h"
+#include "kernels/runtime/names.h"
+#include "models/data/cifar10.h"
+#include "models/data/idx.h"
+#include "models/data/synthetic.h"
+
+namespace pipeoptim {
+
+namespace {
+
+const std::array<std::string, 4> kNames{"fashion-mnist", "mnist", "cifar10", "synthetic"};
+constexpr const char* kDebianFolder = "/usr/share/datasets/fashion-mnist";
+
+std::filesystem::path find_folder(const std::string& name, const std::string& asked) {
+  std::string folder = asked;
+  if (folder.empty()) {
+    const char* variable = std::getenv("PIPEOPTIM_DATA");  // NOLINT(concurrency-mt-unsafe): read only
+    if (variable != nullptr) folder = variable;
+  }
+  if (folder.empty() && name == "fashion-mnist") {
+    if (!std::filesystem::is_directory(kDebianFolder)) {
+      throw DataError(
+          std::string("Fashion-MNIST is not at ") + kDebianFolder +
+          ": install the Debian package dataset-fashion-mnist (apt install dataset-fashion-mnist), or "
+          "name a folder with --data-dir or PIPEOPTIM_DATA");
+    }
+    folder = kDebianFolder;
+  }
+  if (folder.empty()) {
+    throw std::invalid_argument("data '" + name +
+                                "' needs a folder: --data-dir, or the variable PIPEOPTIM_DATA");
+  }
+  if (!std::filesystem::is_directory(folder)) throw DataError(folder + ": no such data folder");
+  // One folder may hold several data sets, each in a folder of its own name.
+  const std::filesystem::path inner = std::filesystem::path(folder) / name;
+  return std::filesystem::is_directory(inner) ? inner : std::filesystem::path(folder);
+}
+
+}  // namespace
+
+std::span<const std::string> dataset_names() { return kNames; }
+
+Dataset load_dataset(const std::string& name, const std::string& folder, Split split) {
+  if (name == "synthetic") {
+    SyntheticOptions options;
+    if (split == Split::kTest) options.records = 2048;
+    return make_synthetic(options, split);
+  }
+  if (name == "cifar10") return read_cifar10(find_folder(name, folder), split);
+  if (name != "fashion-mnist" && name != "mnist") {
+    throw std::invalid_argument(unknown_name("data set", name, kNames));
+  }
+  Dataset dataset = read_idx_pair(find_folder(name, folder), split, 10);
+  dataset.name = name;
+  dataset.mean = {name == "mnist" ? 0.1307F : 0.2860F};
+  dataset.deviation = {name == "mnist" ? 0.3081F : 0.3530F};
+  return dataset;
+}
+
+}  // namespace pipeoptim

@@ -1,0 +1,40 @@
+// The models that the program knows by name, with PyTorch's tensor names.
+//
+//   mlp       nn.Sequential(Linear, ReLU, ..., Linear) on the image as {C H W} values: "0.weight", "0.bias",
+//   "2.weight" cnn       four 3x3 convolutions with batch norm, two linears; `width` w gives channels w, 2w,
+//   2w, 4w and 8w hidden
+//             units: conv1 bn1, conv2 (stride 2) bn2, conv3 bn3, 2x2 max pooling, conv4 bn4, fc1, fc2; about
+//             8 million operations forward for a 28x28 image at w = 16
+//   resnet20  He et al., arXiv 1512.03385, section 4.2, with torchvision's names: conv1, bn1, layer1.0.conv1,
+//   ...,
+//             layer2.0.downsample.0 (1x1 convolution) and .1 (its batch norm), fc
+//   vgg16     Simonyan and Zisserman, arXiv 1409.1556, configuration D with batch norm, in the form usual for
+//   CIFAR:
+//             torchvision's features.0 to features.43 (convolutions with bias), then one linear "classifier"
+//             on the mean over what is left of the image (1x1 of 512 channels for 32x32 pixels)
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "layers/layer.h"
+
+namespace pipeoptim {
+
+struct ModelOptions {
+  Shape image{28, 28, 1};  // height, width, channels
+  std::int64_t classes = 10;
+  std::vector<std::int64_t> hidden{256, 128, 64};  // mlp: units of the hidden layers; empty: a linear model
+  std::int64_t width = 16;                         // cnn
+  double dropout = 0;  // mlp: behind every ReLU; cnn and vgg16: in front of the last linear
+};
+
+std::span<const std::string> model_names();
+
+// The flat list of layers; a pipeline may be cut between any two. Throws std::invalid_argument for an unknown
+// name (with the nearest), and for numbers that make no model.
+std::vector<NamedLayer> make_model(const std::string& name, const ModelOptions& options);
+
+}  // namespace pipeoptim

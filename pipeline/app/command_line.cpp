@@ -1,0 +1,287 @@
+#include "pipeline/app/command_line.h"
+
+#include <algorithm>
+#include <charconv>
+#include <span>
+#include <stdexcept>
+#include <type_traits>
+
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/names.h"
+#include "models/data/dataset.h"
+#include "models/zoo.h"
+#include "pipeline/app/app.h"
+#include "pipeline/app/config.h"
+
+namespace pipeoptim::app {
+namespace {
+
+template <typename T>
+struct IsList : std::false_type {};
+template <typename T>
+struct IsList<std::vector<T>> : std::true_type {};
+
+std::string join(std::span<const std::string> names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+// "256,128,64"; an empty text is an empty list.
+template <typename T>
+bool parse_list(const std::string& text, std::vector<T>& values) {
+  values.clear();
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  while (at != end) {
+    T value{};
+    const auto [stop, error] = std::from_chars(at, end, value);
+    if (error != std::errc{} || (stop != end && (*stop != ',' || stop + 1 == end))) return false;
+    values.push_back(value);
+    at = stop == end ? end : stop + 1;
+  }
+  return true;
+}
+
+template <typename T>
+std::string list_text(const std::vector<T>& values) {
+  std::string text;
+  for (const T value : values) text += (text.empty() ? "" : ",") + std::to_string(value);
+  return text;
+}
+
+template <typename T>
+std::string toml_value(const T& value) {
+  if constexpr (std::is_same_v<T, bool>) {
+    return value ? "true" : "false";
+  } else if constexpr (std::is_same_v<T, std::string>) {
+    return toml_string(value);
+  } else if constexpr (IsList<T>::value) {
+    return toml_list(value);
+  } else if constexpr (std::is_floating_point_v<T>) {
+    return toml_number(value);
+  } else {
+    return std::to_string(value);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+CLI::Option* CommandLine::add(Subcommand& command, const std::string& name, T& value,
+                              const std::string& help) {
+  CLI::Option* option = nullptr;
+  if constexpr (IsList<T>::value) {
+    option = command.app->add_option(
+        "--" + name, [&value](const CLI::results_t& results) { return parse_list(results.at(0), value); },
+        help, true, [&value] { return list_text(value); });
+    option->type_name("N,N,...");
+  } else {
+    option = command.app->add_option("--" + name, value, help)->capture_default_str();
+  }
+  option->take_last();
+  command.bindings.push_back({name, option, [&value] { return toml_value(value); }, true});
+  return option;
+}
+
+CLI::Option* CommandLine::add_flag(Subcommand& command, const std::string& name, bool& value,
+                                   const std::string& help) {
+  CLI::Option* option = command.app->add_flag("--" + name, value, help);
+  command.bindings.push_back({name, option, [&value] { return toml_value(value); }, true});
+  return option;
+}
+
+void CommandLine::add_model(Subcommand& command) {
+  CLI::App& app = *command.app;
+  app.option_defaults()->group("Model and data");
+  add(command, "model", options_.model, join(model_names()));
+  add(command, "hidden", options_.hidden, "Widths of mlp's hidden layers");
+  add(command, "width", options_.width, "Channels of cnn's first convolution");
+  add(command, "dropout", options_.dropout, "Dropout of mlp, cnn and vgg16");
+  add(command, "data", options_.data, join(dataset_names()));
+  add(command, "data-dir", options_.data_dir,
+      "Folder of the data's files (default: where its package puts them)");
+  add(command, "batch-size", options_.batch_size, "Records of a mini-batch");
+  add(command, "limit-train", options_.limit_train, "Use only the first N training records (0: all)");
+  add(command, "limit-test", options_.limit_test, "Use only the first N test records (0: all)");
+  add_flag(command, "no-shuffle", options_.no_shuffle,
+           "Records in the order of the file, as they are (no augmentation)");
+  add_flag(command, "no-augment", options_.no_augment, "No random crops and flips (mlp has none anyway)");
+  add(command, "seed", options_.seed, "Seed of weights, order, augmentation and dropout");
+  add(command, "label-smoothing", options_.label_smoothing,
+      "Weight of the uniform target in the training loss");
+}
+
+void CommandLine::add_pipeline(Subcommand& command) {
+  command.app->option_defaults()->group("Pipeline");
+  add(command, "stages", options_.stages, "Pipeline stages");
+  add(command, "cuts", options_.cuts, "First layer of stages 1, 2, ... (default: balanced by cost)");
+  add(command, "method", options_.method, join(method_names()));
+  add(command, "horizon", options_.horizon, "How far a prediction looks: " + join(horizon_names()));
+  add(command, "predictor", options_.predictor, join(predictor_names()));
+  add(command, "micro-batches", options_.micro_batches, "Micro-batches of a mini-batch");
+  add(command, "threads", options_.threads, "Host threads, divided over the stages (default: usable cores)");
+  add(command, "device", options_.device, "auto, cpu, cuda");
+}
+
+void CommandLine::add_optimizer(Subcommand& command) {
+  command.app->option_defaults()->group("Optimizer");
+  OptimizerConfig& optimizer = options_.optimizer;
+  add(command, "optimizer", optimizer.rule, join(optimizer_names()));
+  add(command, "lr", options_.lr.base_lr, "Learning rate");
+  add(command, "momentum", optimizer.momentum, "sgdm, nesterov, rmsprop: momentum");
+  add(command, "dampening", optimizer.dampening, "sgdm: dampening");
+  add(command, "weight-decay", optimizer.weight_decay, "Decay of weights (not of biases and norms)");
+  add(command, "beta1", optimizer.beta1, "adam, adamw: decay of the first moment");
+  add(command, "beta2", optimizer.beta2, "adam, adamw: decay of the second moment");
+  add(command, "alpha", optimizer.alpha, "rmsprop: decay of the squared gradient");
+  add(command, "eps", optimizer.eps, "adam, adamw, rmsprop: added to the root");
+  add(command, "clip-norm", optimizer.clip_norm, "Largest gradient norm of a stage (0: off)");
+  add(command, "lr-schedule", options_.lr.kind,
+      join(LrSchedule::kinds()) +
+          ", auto (constant when --lr is given, else cosine to zero after a warm-up)");
+  add(command, "warmup-steps", options_.lr.warmup_steps,
+      "Linear warm-up (-1: 5 % of the steps for auto, else 0)");
+  add(command, "lr-step-size", options_.lr.step_size, "step: mini-batches between two decays");
+  add(command, "lr-milestones", options_.lr.milestones, "multi-step: mini-batches of the decays");
+  add(command, "lr-gamma", options_.lr.gamma, "step, multi-step: factor of a decay");
+  add(command, "lr-power", options_.lr.power, "polynomial: exponent");
+  add(command, "final-lr", options_.lr.final_lr, "cosine, linear, polynomial: rate at the end");
+}
+
+void CommandLine::add_length(Subcommand& command) {
+  command.app->option_defaults()->group("Length");
+  add(command, "epochs", options_.epochs, "Passes over the training records");
+  add(command, "steps", options_.steps, "Mini-batches in all, whatever --epochs says (0: whole epochs)");
+  add(command, "eval-every", options_.eval_every,
+      "Evaluate every N epochs and at the end (0: at the end only)");
+}
+
+void CommandLine::add_files(Subcommand& command) {
+  command.app->option_defaults()->group("Files");
+  const std::size_t first = command.bindings.size();
+  add(command, "init", options_.init, "Weights to start from (safetensors)");
+  add(command, "save", options_.save, "Where to put the trained weights (safetensors)");
+  add(command, "log", options_.log, "One JSON object a mini-batch and an epoch");
+  add(command, "version-trace", options_.version_trace, "One JSON object a stage and pass: weight versions");
+  add(command, "trace", options_.trace, "Chrome trace of all stages (opens in Perfetto)");
+  add(command, "run-dir", options_.run_dir,
+      "Folder for config, metrics, TensorBoard events, trace and weights");
+  add_flag(command, "overwrite", options_.overwrite, "Replace the files of an earlier run in --run-dir");
+  for (std::size_t i = first + 1; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;
+}
+
+void CommandLine::add_display(Subcommand& command) {
+  command.app->option_defaults()->group("Program");
+  const std::size_t first = command.bindings.size();
+  add_flag(command, "json", options_.json, "Print the result as one JSON object and nothing else");
+  add_flag(command, "quiet", options_.quiet, "Print the result only");
+  add(command, "color", options_.color, "auto, always, none (auto honours NO_COLOR)");
+  for (std::size_t i = first; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;
+  command.app->add_option("--config", options_.config, "TOML file of options; the command line overrides it");
+}
+
+CommandLine::CommandLine() : app_("Asynchronous pipeline training with weight prediction.", "pipeoptim") {
+  options_.threads = usable_cores();
+  options_.optimizer.rule = "adamw";
+  options_.lr.kind = "auto";
+  options_.lr.base_lr = 2e-3;
+  options_.lr.warmup_steps = -1;
+  app_.set_version_flag("--version", std::string("pipeoptim ") + version());
+  app_.require_subcommand(0, 1);
+  app_.allow_extras();
+  app_.footer("'pipeoptim SUBCOMMAND --help' lists the options of a subcommand and their defaults.");
+  commands_.reserve(4);
+  for (const auto& [name, help] : {std::pair{"train", "Train a model through a pipeline"},
+                                   std::pair{"eval", "Loss and accuracy of saved weights"},
+                                   std::pair{"plan", "Show stages, memory and schedule without training"},
+                                   std::pair{"info", "Devices, versions, and everything that has a name"}}) {
+    commands_.push_back({name, {app_.add_subcommand(name, help), {}}});
+    commands_.back().second.app->allow_extras();
+  }
+  Subcommand& train = commands_[0].second;
+  Subcommand& plan = commands_[2].second;
+  for (Subcommand* command : {&train, &plan}) {
+    add_model(*command);
+    add_pipeline(*command);
+    add_optimizer(*command);
+    add_length(*command);
+    add_files(*command);
+    add_display(*command);
+  }
+  train.app->add_flag("--dry-run", options_.dry_run, "Show the plan and end");
+  Subcommand& eval = commands_[1].second;
+  add_model(eval);
+  add_pipeline(eval);
+  eval.app->option_defaults()->group("Files");
+  add(eval, "init", options_.init, "Weights to evaluate (safetensors)");
+  add_display(eval);
+  commands_[3].second.app->add_flag("--json", options_.json, "Print one JSON object");
+}
+
+std::string CommandLine::parse(int argc, const char* const* argv) {
+  app_.parse(argc, argv);
+  for (auto& [name, command] : commands_) {
+    if (!command.app->parsed()) continue;
+    if (!command.app->remaining().empty()) refuse_extra(&command);
+    chosen_ = &command;
+    if (!options_.config.empty()) apply_config(command);
+    for (const Binding& binding : command.bindings) {
+      if (binding.name == "lr" && binding.option->count() > 0) options_.lr_given = true;
+    }
+    return name;
+  }
+  if (!app_.remaining().empty()) refuse_extra(nullptr);
+  return {};
+}
+
+void CommandLine::refuse_extra(const Subcommand* command) const {
+  const std::string extra = command ? command->app->remaining().front() : app_.remaining().front();
+  std::vector<std::string> known;
+  if (command && extra.rfind("--", 0) == 0) {
+    for (const CLI::Option* option : command->app->get_options()) {
+      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    }
+    const std::string name = extra.substr(0, extra.find('='));
+    throw std::invalid_argument("unknown option '" + name + "'; did you mean '" + nearest_name(name, known) +
+                                "'?");
+  }
+  if (command || extra.rfind('-', 0) == 0) throw std::invalid_argument("unexpected argument '" + extra + "'");
+  for (const auto& entry : commands_) known.push_back(entry.first);
+  throw std::invalid_argument(unknown_name("subcommand", extra, known));
+}
+
+// What the command line gave stays. Keys that belong to another subcommand are passed over, so that the
+// config of a training run serves its evaluation.
+void CommandLine::apply_config(Subcommand& command) {
+  std::vector<std::string> known;
+  for (const auto& entry : commands_) {
+    for (const Binding& binding : entry.second.bindings) known.push_back(binding.name);
+  }
+  for (const auto& [key, value] : read_config(options_.config)) {
+    if (std::find(known.begin(), known.end(), key) == known.end()) {
+      throw std::invalid_argument(options_.config + ": unknown key '" + key + "'; did you mean '" +
+                                  nearest_name(key, known) + "'?");
+    }
+    for (const Binding& binding : command.bindings) {
+      if (binding.name != key || binding.option->count() > 0) continue;
+      try {
+        binding.option->add_result(value);
+        binding.option->run_callback();
+      } catch (const CLI::Error&) {
+        throw std::invalid_argument(options_.config + ": '" + value + "' is not a value for '" + key + "'");
+      }
+    }
+  }
+}
+
+std::string CommandLine::resolved_config() const {
+  std::string text = "# All settings of this run; give it to pipeoptim with --config.\n";
+  if (chosen_ == nullptr) return text;
+  for (const Binding& binding : chosen_->bindings) {
+    if (binding.resolved) text += binding.name + " = " + binding.toml() + "\n";
+  }
+  return text;
+}
+
+}  // namespace pipeoptim::app

@@ -1,0 +1,36 @@
+// `pipeoptim eval`: loss and accuracy of saved weights on the test split.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+
+#include "pipeline/app/app.h"
+#include "pipeline/app/setup.h"
+
+namespace pipeoptim::app {
+
+ExitCode evaluate(const Options& options) {
+  if (options.init.empty()) throw std::invalid_argument("eval needs weights: --init FILE.safetensors");
+  const Device device = choose_device(options.device);
+  const auto engine = make_engine(options, data_shape(options), device);
+  load_weights(*engine, options.init);
+  Loader loader = make_test_loader(options, load_data(options, Split::kTest), device);
+  LoaderSource source(loader);
+  loader.start_epoch(0);
+  const PassResult result = engine->evaluate(source, loader.minibatches());
+  const auto records = loader.dataset().records();
+  // The engine counts the records that fill up the last mini-batch.
+  const double loss = result.loss * static_cast<double>(result.records) / static_cast<double>(records);
+  const double accuracy = static_cast<double>(result.correct) / static_cast<double>(records);
+  if (options.json) {
+    const nlohmann::ordered_json all = {
+        {"loss", loss}, {"accuracy", accuracy}, {"records", records}, {"seconds", result.seconds}};
+    fmt::print("{}\n", all.dump());
+  } else {
+    fmt::print("loss {:.6f}  accuracy {:.2f} %  {} records  {:.1f} s\n", loss, 100 * accuracy, records,
+               result.seconds);
+  }
+  return kSuccess;
+}
+
+}  // namespace pipeoptim::app

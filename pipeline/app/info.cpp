@@ -1,0 +1,85 @@
+// `pipeoptim info`: devices, versions, and everything that has a name.
+#include <fmt/format.h>
+#include <toml++/toml.h>
+
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/device.h"
+#include "models/data/dataset.h"
+#include "models/zoo.h"
+#include "pipeline/app/app.h"
+
+namespace pipeoptim::app {
+namespace {
+
+#if defined(PIPEOPTIM_WITH_CUDA)
+constexpr bool kBuiltWithCuda = true;
+#else
+constexpr bool kBuiltWithCuda = false;
+#endif
+
+using Json = nlohmann::ordered_json;
+
+std::vector<std::string> list(std::span<const std::string> names) { return {names.begin(), names.end()}; }
+
+std::string join(std::span<const std::string> names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+std::vector<std::string> devices() {
+  std::vector<std::string> lines = {"cpu: " + describe(Device::host())};
+  for (int ordinal = 0; ordinal < device_count(Backend::kCuda); ++ordinal) {
+    const Device device = Device::cuda(ordinal);
+    lines.push_back(to_string(device) + ": " + describe(device));
+  }
+  return lines;
+}
+
+std::vector<std::string> libraries() {
+  return {fmt::format("CLI11 {}", CLI11_VERSION),
+          fmt::format("fmt {}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100),
+          fmt::format("toml++ {}.{}.{}", TOML_LIB_MAJOR, TOML_LIB_MINOR, TOML_LIB_PATCH),
+          fmt::format("nlohmann_json {}.{}.{}", NLOHMANN_JSON_VERSION_MAJOR, NLOHMANN_JSON_VERSION_MINOR,
+                      NLOHMANN_JSON_VERSION_PATCH)};
+}
+
+}  // namespace
+
+ExitCode info(const Options& options) {
+  if (options.json) {
+    const Json all = {{"version", version()},
+                      {"cuda", kBuiltWithCuda},
+                      {"cores", usable_cores()},
+                      {"devices", devices()},
+                      {"libraries", libraries()},
+                      {"methods", method_names()},
+                      {"horizons", horizon_names()},
+                      {"predictors", predictor_names()},
+                      {"optimizers", optimizer_names()},
+                      {"lr_schedules", LrSchedule::kinds()},
+                      {"models", list(model_names())},
+                      {"data", list(dataset_names())}};
+    fmt::print("{}\n", all.dump(2));
+    return kSuccess;
+  }
+  fmt::print("pipeoptim {}, built {} CUDA by {}\n", version(), kBuiltWithCuda ? "with" : "without",
+             __VERSION__);
+  fmt::print("libraries     {}\n", join(libraries()));
+  fmt::print("cores         {} usable\n", usable_cores());
+  for (const std::string& device : devices()) fmt::print("device        {}\n", device);
+  fmt::print("methods       {}\n", join(method_names()));
+  fmt::print("horizons      {}\n", join(horizon_names()));
+  fmt::print("predictors    {}\n", join(predictor_names()));
+  fmt::print("optimizers    {}\n", join(optimizer_names()));
+  fmt::print("lr schedules  {}\n", join(LrSchedule::kinds()));
+  fmt::print("models        {}\n", join(model_names()));
+  fmt::print("data sets     {}\n", join(dataset_names()));
+  return kSuccess;
+}
+
+}  // namespace pipeoptim::app

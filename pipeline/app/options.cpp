@@ -1,0 +1,134 @@
+#include "pipeline/app/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <stdexcept>
+
+#include "kernels/runtime/names.h"
+#include "models/data/dataset.h"
+#include "models/zoo.h"
+#include "pipeline/schedule.h"
+
+namespace pipeoptim::app {
+namespace {
+
+void require_known(const char* what, const std::string& name, std::span<const std::string> known) {
+  if (std::find(known.begin(), known.end(), name) == known.end()) {
+    throw std::invalid_argument(unknown_name(what, name, known));
+  }
+}
+
+template <typename T>
+void require(bool holds, const char* option, T value, const char* range) {
+  if (holds) return;
+  std::string number = std::to_string(value);
+  if (number.find('.') != std::string::npos) number.erase(number.find_last_not_of('0') + 1);
+  throw std::invalid_argument(std::string(option) + " is " + number + "; it must be " + range);
+}
+
+void require_factor(const char* option, double value) {
+  require(value >= 0 && value < 1, option, value, "from 0 to below 1");
+}
+
+void require_finite(const char* option, double value) {
+  require(value >= 0 && std::isfinite(value), option, value, "a finite number from 0");
+}
+
+void validate_names(const Options& options) {
+  static const std::vector<std::string> devices = {"auto", "cpu", "cuda"};
+  static const std::vector<std::string> colors = {"auto", "always", "none"};
+  require_known("model", options.model, model_names());
+  require_known("data set", options.data, dataset_names());
+  require_known("method", options.method, method_names());
+  require_known("horizon", options.horizon, horizon_names());
+  require_known("predictor", options.predictor, predictor_names());
+  require_known("optimizer", options.optimizer.rule, optimizer_names());
+  require_known("device", options.device, devices);
+  require_known("color", options.color, colors);
+  if (options.lr.kind != "auto") {
+    require_known("learning-rate schedule", options.lr.kind, LrSchedule::kinds());
+  }
+}
+
+void validate_optimizer(const Options& options) {
+  const OptimizerConfig& optimizer = options.optimizer;
+  require_finite("--lr", options.lr.base_lr);
+  require_finite("--final-lr", options.lr.final_lr);
+  require_finite("--lr-gamma", options.lr.gamma);
+  require(options.lr.power > 0 && std::isfinite(options.lr.power), "--lr-power", options.lr.power,
+          "positive");
+  require(options.lr.warmup_steps >= -1, "--warmup-steps", options.lr.warmup_steps, "0 or more");
+  require_factor("--momentum", optimizer.momentum);
+  require_factor("--beta1", optimizer.beta1);
+  require_factor("--beta2", optimizer.beta2);
+  require_factor("--alpha", optimizer.alpha);
+  require(optimizer.dampening >= 0 && optimizer.dampening <= 1, "--dampening", optimizer.dampening,
+          "from 0 to 1");
+  require_finite("--eps", optimizer.eps);
+  require_finite("--weight-decay", optimizer.weight_decay);
+  require_finite("--clip-norm", optimizer.clip_norm);
+  require_factor("--label-smoothing", options.label_smoothing);
+  require_factor("--dropout", options.dropout);
+  if (options.lr.kind == "step") {
+    require(options.lr.step_size > 0, "--lr-step-size", options.lr.step_size,
+            "1 or more for --lr-schedule step");
+  }
+}
+
+void validate_sizes(const Options& options) {
+  require(options.stages >= 1, "--stages", options.stages, "1 or more");
+  require(options.micro_batches >= 1, "--micro-batches", options.micro_batches, "1 or more");
+  require(options.threads >= 1, "--threads", options.threads, "1 or more");
+  require(options.batch_size >= 1, "--batch-size", options.batch_size, "1 or more");
+  require(options.epochs >= 1, "--epochs", options.epochs, "1 or more");
+  require(options.steps >= 0, "--steps", options.steps, "1 or more (0: whole epochs)");
+  require(options.eval_every >= 0, "--eval-every", options.eval_every, "0 (at the end only) or more");
+  require(options.limit_train >= 0, "--limit-train", options.limit_train, "0 (all) or more");
+  require(options.limit_test >= 0, "--limit-test", options.limit_test, "0 (all) or more");
+  require(options.width >= 1, "--width", options.width, "1 or more");
+  for (const std::int64_t width : options.hidden)
+    require(width >= 1, "--hidden", width, "1 or more for each layer");
+  if (options.batch_size % options.micro_batches != 0) {
+    throw std::invalid_argument("--batch-size " + std::to_string(options.batch_size) +
+                                " cannot be divided into --micro-batches " +
+                                std::to_string(options.micro_batches));
+  }
+  if (!options.cuts.empty() && static_cast<int>(options.cuts.size()) != options.stages - 1) {
+    throw std::invalid_argument("--cuts names " + std::to_string(options.cuts.size()) +
+                                " cuts, but --stages " + std::to_string(options.stages) + " needs " +
+                                std::to_string(options.stages - 1));
+  }
+}
+
+}  // namespace
+
+void validate(const Options& options) {
+  validate_names(options);
+  validate_optimizer(options);
+  validate_sizes(options);
+}
+
+const std::vector<std::string>& horizon_names() {
+  static const std::vector<std::string> names = {"exact", "paper", "released-code"};
+  return names;
+}
+
+const std::vector<std::string>& predictor_names() {
+  static const std::vector<std::string> names = {"linear", "schedule-aware", "geometric"};
+  return names;
+}
+
+HorizonPolicy horizon_policy(const std::string& name) {
+  require_known("horizon", name, horizon_names());
+  if (name == "paper") return HorizonPolicy::kPaper;
+  return name == "exact" ? HorizonPolicy::kExact : HorizonPolicy::kReleasedCode;
+}
+
+Predictor predictor(const std::string& name) {
+  require_known("predictor", name, predictor_names());
+  if (name == "linear") return Predictor::kLinear;
+  return name == "geometric" ? Predictor::kGeometric : Predictor::kScheduleAware;
+}
+
+}  // namespace pipeoptim::app

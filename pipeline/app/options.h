@@ -1,0 +1,60 @@
+// Everything the user can ask for, as plain values. Names, help texts and defaults are in options.cpp.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "optim/lr_schedule.h"
+#include "optim/optimizer.h"
+#include "pipeline/schedule.h"
+
+namespace pipeoptim::app {
+
+struct Options {
+  std::string model = "cnn";
+  std::vector<std::int64_t> hidden = {256, 128, 64};
+  std::int64_t width = 16;
+  double dropout = 0;
+  std::string data = "fashion-mnist";
+  std::string data_dir;  // empty: where the distribution's package puts it
+  std::int64_t limit_train = 0, limit_test = 0;
+  bool no_shuffle = false, no_augment = false;
+  std::uint64_t seed = 0;
+
+  int stages = 4;
+  std::vector<int> cuts;  // first layer of stages 1, 2, ...; empty: balanced by cost
+  std::string method = "pipeoptim", horizon = "exact", predictor = "linear";
+  int micro_batches = 1;
+  int threads = 1;
+  std::string device = "auto";
+
+  OptimizerConfig optimizer;
+  LrScheduleConfig lr;
+  bool lr_given = false;
+  double label_smoothing = 0;
+
+  std::int64_t batch_size = 128;
+  std::int64_t epochs = 4;
+  std::int64_t steps = 0;  // 0: whole epochs
+  std::int64_t eval_every = 1;
+
+  std::string init, save, log, version_trace, trace, run_dir;
+  bool overwrite = false;
+
+  std::string config;
+  std::string color = "auto";
+  bool dry_run = false, quiet = false, json = false;
+};
+
+// Throws std::invalid_argument, naming the option, for an unknown name (with the nearest one) or a number
+// that can never fit. What depends on the model or the data is checked where it is known.
+void validate(const Options& options);
+
+HorizonPolicy horizon_policy(const std::string& name);
+Predictor predictor(const std::string& name);
+
+const std::vector<std::string>& horizon_names();
+const std::vector<std::string>& predictor_names();
+
+}  // namespace pipeoptim::app

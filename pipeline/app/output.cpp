@@ -1,0 +1,129 @@
+#include "pipeline/app/output.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <utility>
+
+#include "kernels/runtime/error.h"
+
+namespace pipeoptim::app {
+namespace {
+
+namespace fs = std::filesystem;
+
+[[noreturn]] void refuse(const std::string& path, int reason) {
+  throw DataError("cannot write " + path + ": " + std::generic_category().message(reason));
+}
+
+bool writable(const fs::path& path) { return faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) == 0; }
+
+fs::path folder_of(const fs::path& path) {
+  return path.has_parent_path() ? path.parent_path() : fs::path(".");
+}
+
+}  // namespace
+
+void check_writable(const std::string& path) {
+  std::error_code ignored;
+  if (path.empty()) refuse("''", ENOENT);
+  if (fs::is_directory(path, ignored)) refuse(path, EISDIR);
+  const fs::path folder = folder_of(path);
+  if (!fs::exists(folder, ignored)) {
+    throw DataError("cannot write " + path + ": the folder " + folder.string() + " does not exist");
+  }
+  if (!fs::is_directory(folder, ignored)) refuse(path, ENOTDIR);
+  if (fs::exists(path, ignored) ? !writable(path) : !writable(folder)) refuse(path, errno);
+}
+
+void write_atomically(const std::string& path, const std::function<void(const std::string&)>& write) {
+  std::error_code ignored;
+  // A device or pipe cannot be replaced by a file.
+  if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) return write(path);
+  const std::string temporary = path + ".part" + std::to_string(getpid());
+  try {
+    write(temporary);
+    std::error_code failed;
+    fs::rename(temporary, path, failed);
+    if (failed) refuse(path, failed.value());
+  } catch (...) {
+    fs::remove(temporary, ignored);
+    throw;
+  }
+}
+
+void write_text(const std::string& path, const std::string& text) {
+  write_atomically(path, [&](const std::string& place) {
+    errno = 0;
+    std::ofstream file(place, std::ios::binary);
+    file << text;
+    file.close();
+    if (!file) refuse(path, errno == 0 ? EIO : errno);
+  });
+}
+
+LineFile::LineFile(const std::string& path) : path_(path) {
+  errno = 0;
+  file_.open(path, std::ios::binary | std::ios::trunc);
+  if (!file_) refuse(path, errno == 0 ? EIO : errno);
+}
+
+void LineFile::write(const std::string& line) {
+  file_ << line << '\n';
+  const auto now = std::chrono::steady_clock::now();
+  if (now - flushed_ < std::chrono::seconds(1)) return;
+  flushed_ = now;
+  flush();
+}
+
+void LineFile::flush() {
+  errno = 0;
+  file_.flush();
+  if (!file_) refuse(path_, errno == 0 ? EIO : errno);
+}
+
+RunDirectory::RunDirectory(std::string path, bool overwrite) : path_(std::move(path)) {
+  while (path_.size() > 1 && path_.back() == '/') path_.pop_back();
+  if (path_.empty()) return;
+  std::error_code ignored;
+  if (!fs::exists(path_, ignored)) {
+    // The nearest folder that exists decides.
+    fs::path above = folder_of(path_);
+    while (!fs::exists(above, ignored) && above != folder_of(above)) above = folder_of(above);
+    if (!fs::is_directory(above, ignored)) refuse(path_, ENOTDIR);
+    if (!writable(above)) refuse(path_, errno);
+    return;
+  }
+  if (!fs::is_directory(path_, ignored)) refuse(path_, ENOTDIR);
+  if (!writable(path_)) refuse(path_, errno);
+  if (!overwrite && !earlier_files().empty()) {
+    throw DataError("the run directory " + path_ + " holds an earlier run (" +
+                    fs::path(earlier_files().front()).filename().string() +
+                    "); name another one, or replace it with --overwrite");
+  }
+}
+
+void RunDirectory::create() {
+  if (path_.empty()) return;
+  std::error_code failed;
+  fs::create_directories(path_, failed);
+  if (failed) refuse(path_, failed.value());
+  for (const std::string& earlier : earlier_files()) fs::remove(earlier, failed);
+}
+
+std::vector<std::string> RunDirectory::earlier_files() const {
+  std::vector<std::string> found;
+  std::error_code ignored;
+  for (const std::string& path : {config(), metrics(), trace(), weights()}) {
+    if (fs::exists(path, ignored)) found.push_back(path);
+  }
+  for (const auto& entry : fs::directory_iterator(path_, ignored)) {
+    if (entry.path().filename().string().rfind("events.out.tfevents", 0) == 0) found.push_back(entry.path());
+  }
+  return found;
+}
+
+}  // namespace pipeoptim::app

@@ -1,0 +1,116 @@
+#include "pipeline/app/setup.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "kernels/runtime/error.h"
+#include "layers/softmax_cross_entropy.h"
+#include "models/partition.h"
+#include "models/zoo.h"
+
+namespace pipeoptim::app {
+namespace {
+
+Cuts choose_cuts(const Options& options, std::span<const NamedLayer> layers, const Shape& input) {
+  if (options.stages > static_cast<int>(layers.size())) {
+    throw std::invalid_argument("--stages " + std::to_string(options.stages) + " is more than the " +
+                                std::to_string(layers.size()) + " layers of " + options.model);
+  }
+  if (options.cuts.empty()) return balanced_cuts(layer_costs(layers, input), options.stages);
+  std::string text;
+  for (const int cut : options.cuts) text += (text.empty() ? "" : ",") + std::to_string(cut);
+  return parse_cuts(text, options.stages, layers.size());
+}
+
+bool augments(const Options& options) {
+  return !options.no_augment && !options.no_shuffle && options.model != "mlp";
+}
+
+LoaderOptions loader_options(const Options& options, Device device) {
+  LoaderOptions loader;
+  loader.batch = options.batch_size;
+  loader.seed = options.seed;
+  loader.device = device;
+  loader.depth = options.stages + 4;  // the first stage holds one mini-batch a stage
+  return loader;
+}
+
+void cut(Dataset& data, std::int64_t limit) {
+  if (limit <= 0 || limit >= data.records()) return;
+  data.labels.resize(static_cast<std::size_t>(limit));
+  data.images.resize(static_cast<std::size_t>(limit * data.pixels()));
+}
+
+}  // namespace
+
+DataShape data_shape(const Options& options) {
+  if (options.data == "fashion-mnist" || options.data == "mnist" || options.data == "synthetic") {
+    return {28, 28, 1, 10};
+  }
+  if (options.data == "cifar10") return {32, 32, 3, 10};
+  const Dataset data = load_dataset(options.data, options.data_dir, Split::kTest);
+  return {data.height, data.width, data.channels, data.classes};
+}
+
+Device choose_device(const std::string& name) {
+  if (name == "cpu") return Device::host();
+  const int count = device_count(Backend::kCuda);
+  if (name == "cuda" && count == 0) {
+#if defined(PIPEOPTIM_WITH_CUDA)
+    const std::string reason = "the driver shows none";
+#else
+    const std::string reason = "this pipeoptim was built without CUDA";
+#endif
+    throw DataError("--device cuda: 0 CUDA devices found (" + reason +
+                    "); this machine has cpu: " + describe(Device::host()));
+  }
+  return count > 0 ? Device::cuda(0) : Device::host();
+}
+
+std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device,
+                                    bool trace) {
+  const Shape input{options.batch_size, shape.height, shape.width, shape.channels};
+  ModelOptions model;
+  model.image = {shape.height, shape.width, shape.channels};
+  model.classes = shape.classes;
+  model.hidden = options.hidden;
+  model.width = options.width;
+  model.dropout = options.dropout;
+  std::vector<NamedLayer> layers = make_model(options.model, model);
+  const Cuts cuts = choose_cuts(options, layers, input);
+  EngineConfig config;
+  config.device = device;
+  config.threads = options.threads;
+  config.method = options.method;
+  config.horizon = horizon_policy(options.horizon);
+  config.optimizer = options.optimizer;
+  config.optimizer.predictor = predictor(options.predictor);
+  config.microbatches_per_update = options.micro_batches;
+  config.seed = options.seed;
+  config.trace = trace;
+  return std::make_unique<Engine>(std::move(config), split_layers(std::move(layers), cuts),
+                                  std::make_unique<SoftmaxCrossEntropy>(options.label_smoothing), input);
+}
+
+std::shared_ptr<const Dataset> load_data(const Options& options, Split split) {
+  auto data = std::make_shared<Dataset>(load_dataset(options.data, options.data_dir, split));
+  cut(*data, split == Split::kTrain ? options.limit_train : options.limit_test);
+  return data;
+}
+
+Loader make_train_loader(const Options& options, std::shared_ptr<const Dataset> data, Device device) {
+  LoaderOptions loader = loader_options(options, device);
+  loader.order = options.no_shuffle ? Order::kFile : Order::kShuffled;
+  loader.augmentation = augments(options) ? Augmentation::kCropAndFlip : Augmentation::kNone;
+  return Loader(std::move(data), loader);
+}
+
+Loader make_test_loader(const Options& options, std::shared_ptr<const Dataset> data, Device device) {
+  LoaderOptions loader = loader_options(options, device);
+  loader.remainder = Remainder::kPad;
+  return Loader(std::move(data), loader);
+}
+
+}  // namespace pipeoptim::app

@@ -1,0 +1,57 @@
+// Joins models and pipeline: what the options name becomes data, loaders, an engine and its weights.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "models/data/dataset.h"
+#include "models/data/loader.h"
+#include "pipeline/app/options.h"
+#include "pipeline/engine.h"
+
+namespace pipeoptim::app {
+
+// A loader as the engine's source of mini-batches.
+class LoaderSource final : public BatchSource {
+ public:
+  explicit LoaderSource(Loader& loader) : loader_(loader) {}
+  Batch acquire(std::int64_t t) override {
+    const LoadedBatch batch = loader_.acquire(t);
+    return {batch.inputs, batch.labels};
+  }
+  void release(std::int64_t t) override { loader_.release(t); }
+
+ private:
+  Loader& loader_;
+};
+
+struct DataShape {
+  std::int64_t height = 0, width = 0, channels = 0;
+  int classes = 0;
+};
+
+// Of the named data set, without reading it where that is known.
+DataShape data_shape(const Options& options);
+
+// "auto" takes a CUDA device where there is one. Throws DataError, saying what there is, when CUDA is asked
+// for and missing.
+Device choose_device(const std::string& name);
+
+std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device,
+                                    bool trace = false);
+
+// One split, cut to --limit-train or --limit-test.
+std::shared_ptr<const Dataset> load_data(const Options& options, Split split);
+// Random order and augmentation as asked; incomplete mini-batches are dropped.
+Loader make_train_loader(const Options& options, std::shared_ptr<const Dataset> data, Device device);
+// In the file's order, every record once.
+Loader make_test_loader(const Options& options, std::shared_ptr<const Dataset> data, Device device);
+
+// First values of every tensor, from the seed.
+void initialise(Engine& engine, std::uint64_t seed);
+// Throws DataError, naming every tensor at fault, unless the file holds exactly the model's tensors.
+void load_weights(Engine& engine, const std::string& path);
+void save_weights(const Engine& engine, const std::string& path);
+
+}  // namespace pipeoptim::app

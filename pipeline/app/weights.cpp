@@ -1,0 +1,91 @@
+// The weights of an engine: first values, and safetensors files in both directions.
+#include <map>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/error.h"
+#include "models/init.h"
+#include "models/safetensors.h"
+#include "pipeline/app/setup.h"
+
+namespace pipeoptim::app {
+namespace {
+
+// "a, b, c and 4 more"
+std::string some_of(const std::vector<std::string>& items) {
+  constexpr std::size_t kShown = 3;
+  std::string text;
+  for (std::size_t i = 0; i < items.size() && i < kShown; ++i) text += (i ? ", " : "") + items[i];
+  if (items.size() > kShown) text += " and " + std::to_string(items.size() - kShown) + " more";
+  return text;
+}
+
+// PyTorch counts the mini-batches of batch norms; nothing here reads it.
+bool ignored(const std::string& name) { return name.ends_with("num_batches_tracked"); }
+
+struct Faults {
+  std::vector<std::string> missing, unexpected, misshapen;
+
+  bool none() const { return missing.empty() && unexpected.empty() && misshapen.empty(); }
+  std::string describe() const {
+    std::string text;
+    if (!missing.empty()) text += "; missing: " + some_of(missing);
+    if (!unexpected.empty()) text += "; unexpected: " + some_of(unexpected);
+    if (!misshapen.empty()) text += "; wrong shape: " + some_of(misshapen);
+    return text;
+  }
+};
+
+Faults compare(const std::vector<ModelTensor>& wanted,
+               const std::map<std::string, const StoredTensor*>& found) {
+  Faults faults;
+  std::map<std::string, const ModelTensor*> known;
+  for (const ModelTensor& tensor : wanted) {
+    known[tensor.name] = &tensor;
+    const auto at = found.find(tensor.name);
+    if (at == found.end()) {
+      faults.missing.push_back(tensor.name);
+    } else if (at->second->shape != tensor.shape) {
+      faults.misshapen.push_back(tensor.name + " is " + at->second->shape.to_string() + " in the file, " +
+                                 tensor.shape.to_string() + " in the model");
+    }
+  }
+  for (const auto& [name, stored] : found) {
+    if (!known.contains(name) && !ignored(name)) faults.unexpected.push_back(name);
+  }
+  return faults;
+}
+
+}  // namespace
+
+void initialise(Engine& engine, std::uint64_t seed) {
+  std::uint64_t parameter = 0;
+  for (const ModelTensor& tensor : engine.tensors()) {
+    engine.write_tensor(tensor.name, initial_values(tensor.initializer, tensor.shape, seed, parameter));
+    if (tensor.trained) ++parameter;
+  }
+}
+
+void load_weights(Engine& engine, const std::string& path) {
+  const std::vector<StoredTensor> stored = read_safetensors(path);
+  std::map<std::string, const StoredTensor*> found;
+  for (const StoredTensor& tensor : stored) found[tensor.name] = &tensor;
+  const Faults faults = compare(engine.tensors(), found);
+  if (!faults.none()) throw DataError(path + " does not fit the model" + faults.describe());
+  for (const ModelTensor& tensor : engine.tensors()) {
+    engine.write_tensor(tensor.name, found.at(tensor.name)->values);
+  }
+}
+
+void save_weights(const Engine& engine, const std::string& path) {
+  std::vector<std::vector<float>> values;
+  std::vector<TensorView> views;
+  values.reserve(engine.tensors().size());
+  for (const ModelTensor& tensor : engine.tensors()) {
+    values.push_back(engine.read_tensor(tensor.name));
+    views.push_back({tensor.name, tensor.shape, values.back()});
+  }
+  write_safetensors(path, views);
+}
+
+}  // namespace pipeoptim::app
