@@ -37,6 +37,10 @@ if(PIPEOPTIM_CUDA)
   endif()
   set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
   enable_language(CUDA)
+  if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc 12 and newer have C++20
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  endif()
   find_package(CUDAToolkit 13 REQUIRED)
 endif()
 
@@ -65,7 +69,7 @@ function(pipeoptim_flags target)
   if(PIPEOPTIM_CUDA)
     target_compile_definitions(${target} PUBLIC PIPEOPTIM_WITH_CUDA=1)
     target_compile_options(${target} PRIVATE
-      $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;-fmad=false;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror;-Xcompiler=${host_flags_joined}>)
+      $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wno-restrict,-Werror;-Xcompiler=${host_flags_joined}>)
   endif()
   if(PIPEOPTIM_SANITIZE)
     target_compile_options(${target} PUBLIC

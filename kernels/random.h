@@ -8,25 +8,37 @@
 
 namespace pipeoptim {
 
-// 32 random bits for element `element` of layer `layer` in mini-batch `minibatch`.
+struct RandomBlock {
+  std::uint32_t words[4];
+};
+
+// 128 random bits for group `group` of layer `layer` in mini-batch `minibatch`.
+PO_HD RandomBlock random_block(std::uint64_t seed, std::uint64_t minibatch, std::uint64_t layer,
+                               std::uint64_t group) {
+  // Scalars, not an array: a loop over groups then becomes vector code on the host.
+  auto a = static_cast<std::uint32_t>(group);
+  auto b = static_cast<std::uint32_t>(group >> 32);
+  auto c = static_cast<std::uint32_t>(minibatch);
+  auto d = static_cast<std::uint32_t>(layer) ^ static_cast<std::uint32_t>(minibatch >> 32) << 16;
+  auto key_low = static_cast<std::uint32_t>(seed);
+  auto key_high = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t first = std::uint64_t{0xD2511F53} * a;
+    const std::uint64_t second = std::uint64_t{0xCD9E8D57} * c;
+    a = static_cast<std::uint32_t>(second >> 32) ^ b ^ key_low;
+    b = static_cast<std::uint32_t>(second);
+    c = static_cast<std::uint32_t>(first >> 32) ^ d ^ key_high;
+    d = static_cast<std::uint32_t>(first);
+    key_low += 0x9E3779B9;
+    key_high += 0xBB67AE85;
+  }
+  return {{a, b, c, d}};
+}
+
+// The first 32 of them: for numbers that are drawn one at a time.
 PO_HD std::uint32_t random_u32(std::uint64_t seed, std::uint64_t minibatch, std::uint64_t layer,
                                std::uint64_t element) {
-  std::uint32_t counter[4] = {static_cast<std::uint32_t>(element), static_cast<std::uint32_t>(element >> 32),
-                              static_cast<std::uint32_t>(minibatch),
-                              static_cast<std::uint32_t>(layer) ^ static_cast<std::uint32_t>(minibatch >> 32)
-                                                                      << 16};
-  std::uint32_t key[2] = {static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32)};
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t first = std::uint64_t{0xD2511F53} * counter[0];
-    const std::uint64_t second = std::uint64_t{0xCD9E8D57} * counter[2];
-    const std::uint32_t next[4] = {
-        static_cast<std::uint32_t>(second >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(second),
-        static_cast<std::uint32_t>(first >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(first)};
-    for (int i = 0; i < 4; ++i) counter[i] = next[i];
-    key[0] += 0x9E3779B9;
-    key[1] += 0xBB67AE85;
-  }
-  return counter[0];
+  return random_block(seed, minibatch, layer, element).words[0];
 }
 
 }  // namespace pipeoptim

@@ -31,8 +31,8 @@ struct AddBias {
   }
 };
 
-// One chunk of rows to one row of partial sums. Both loop orders add a column's values in the order of its
-// rows: a team's members read neighbouring columns, a single lane reads along the rows.
+// One chunk of rows to one row of partial sums. Both ways add a column's values in the order of its rows: a
+// team's members read neighbouring columns, a single lane keeps the sums of a few columns in registers.
 struct SumChunk {
   const float* values;
   float* partial;
@@ -45,19 +45,23 @@ struct SumChunk {
     const std::int64_t begin = chunk * chunk_rows;
     const std::int64_t end = begin + chunk_rows < rows ? begin + chunk_rows : rows;
     float* const sums = partial + chunk * columns;
+    std::int64_t c = team.rank();
     if (team.size() == 1) {
-      for (std::int64_t c = 0; c < columns; ++c) sums[c] = 0;
-      for (std::int64_t row = begin; row < end; ++row) {
-        const float* const from = values + row * columns;
-        for (std::int64_t c = 0; c < columns; ++c) sums[c] += from[c];
-      }
-      return;
+      for (; c + 32 <= columns; c += 32) sum_tile<32>(begin, end, c, sums);
+      for (; c + 8 <= columns; c += 8) sum_tile<8>(begin, end, c, sums);
     }
-    for (std::int64_t c = team.rank(); c < columns; c += team.size()) {
-      float sum = 0;
-      for (std::int64_t row = begin; row < end; ++row) sum += values[row * columns + c];
-      sums[c] = sum;
+    for (; c < columns; c += team.size()) sum_tile<1>(begin, end, c, sums);
+  }
+
+ private:
+  template <int kWidth>
+  PO_HD void sum_tile(std::int64_t begin, std::int64_t end, std::int64_t column, float* sums) const {
+    float tile[kWidth] = {};
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float* const from = values + row * columns + column;
+      for (int j = 0; j < kWidth; ++j) tile[j] += from[j];
     }
+    for (int j = 0; j < kWidth; ++j) sums[column + j] = tile[j];
   }
 };
 

@@ -7,19 +7,48 @@
 namespace pipeoptim {
 namespace {
 
-struct MaskElement {
+// Elements 4 i to 4 i + 3 by the four words of block i; the last block may have fewer.
+struct MaskBlock {
   const float* from;
   float* to;
   RandomKey random;
   std::uint32_t threshold;
   float gain;
+  std::int64_t first_block;
+  int width;
 
   PO_HD void operator()(std::int64_t i) const {
-    const std::uint32_t bits =
-        random_u32(random.seed, random.minibatch, random.layer, static_cast<std::uint64_t>(i));
-    to[i] = bits < threshold ? 0.0F : from[i] * gain;
+    const std::int64_t block = first_block + i;
+    const RandomBlock bits =
+        random_block(random.seed, random.minibatch, random.layer, static_cast<std::uint64_t>(block));
+    for (int word = 0; word < width; ++word) {
+      const std::int64_t at = 4 * block + word;
+      to[at] = bits.words[word] < threshold ? 0.0F : from[at] * gain;
+    }
   }
 };
+
+// A body for whole blocks apart, because its constant width is what the host's compiler makes vectors of.
+struct MaskWholeBlock {
+  MaskBlock mask;
+  PO_HD void operator()(std::int64_t i) const {
+    const float* from = mask.from + 4 * i;
+    float* to = mask.to + 4 * i;
+    const RandomBlock bits = random_block(mask.random.seed, mask.random.minibatch, mask.random.layer,
+                                          static_cast<std::uint64_t>(i));
+    to[0] = bits.words[0] < mask.threshold ? 0.0F : from[0] * mask.gain;
+    to[1] = bits.words[1] < mask.threshold ? 0.0F : from[1] * mask.gain;
+    to[2] = bits.words[2] < mask.threshold ? 0.0F : from[2] * mask.gain;
+    to[3] = bits.words[3] < mask.threshold ? 0.0F : from[3] * mask.gain;
+  }
+};
+
+void run_mask(Stream& stream, std::int64_t elements, MaskBlock mask) {
+  for_each(stream, elements / 4, MaskWholeBlock{mask});
+  mask.first_block = elements / 4;
+  mask.width = static_cast<int>(elements % 4);
+  if (mask.width > 0) for_each(stream, 1, mask);
+}
 
 struct CopyElement {
   const float* from;
@@ -51,8 +80,8 @@ LayerPlan Dropout::plan(Device, int, const Shape& input) {
 
 void Dropout::forward(const ForwardContext& context) const {
   if (context.mode == Mode::kTraining) {
-    for_each(context.stream, context.input.elements(),
-             MaskElement{context.input.data, context.output.data, context.random, threshold_, gain_});
+    run_mask(context.stream, context.input.elements(),
+             {context.input.data, context.output.data, context.random, threshold_, gain_, 0, 4});
   } else if (context.input.data != context.output.data) {
     for_each(context.stream, context.input.elements(), CopyElement{context.input.data, context.output.data});
   }
@@ -60,9 +89,9 @@ void Dropout::forward(const ForwardContext& context) const {
 
 void Dropout::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
-  for_each(context.stream, context.output_gradient.elements(),
-           MaskElement{context.output_gradient.data, context.input_gradient.data, context.random, threshold_,
-                       gain_});
+  run_mask(
+      context.stream, context.output_gradient.elements(),
+      {context.output_gradient.data, context.input_gradient.data, context.random, threshold_, gain_, 0, 4});
 }
 
 }  // namespace pipeoptim

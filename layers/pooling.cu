@@ -6,19 +6,20 @@
 namespace pipeoptim {
 namespace {
 
-// Extents of a window pass; a "row" of the launches is one pixel with all its channels.
+// Extents of a window pass; a "row" of the launches is one line of pixels with all their channels.
 struct Windows {
   std::int64_t height, width, channels, out_height, out_width;
   std::int64_t kernel, stride, padding;
 
   struct Pixel {
-    std::int64_t record, y, x;
+    std::int64_t record, y, x, index;  // index: among all pixels of the tensor
   };
-  PO_HD Pixel output_pixel(std::int64_t row) const {
-    return {row / (out_height * out_width), row / out_width % out_height, row % out_width};
-  }
-  PO_HD Pixel input_pixel(std::int64_t row) const {
-    return {row / (height * width), row / width % height, row % width};
+  // Calls body.pixel(pixel, team) for each pixel of a line of `across` pixels, `down` lines a record.
+  template <typename Body, typename Team>
+  PO_HD static void each_pixel(std::int64_t line, std::int64_t down, std::int64_t across, const Body& body,
+                               const Team& team) {
+    Pixel pixel{line / down, line % down, 0, line * across};
+    for (; pixel.x < across; ++pixel.x, ++pixel.index) body.pixel(pixel, team);
   }
   PO_HD static std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
   PO_HD static std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -44,14 +45,17 @@ struct MaxForward {
   Windows at;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const auto pixel = at.output_pixel(row);
-    const float* plane = x + pixel.record * at.height * at.width * at.channels;
-    float* out = y + row * at.channels;
-    std::int32_t* where = chosen + row * at.channels;
+  PO_HD void operator()(std::int64_t line, const Team& team) const {
+    Windows::each_pixel(line, at.out_height, at.out_width, *this, team);
+  }
+  template <typename Team>
+  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
+    const float* plane = x + here.record * at.height * at.width * at.channels;
+    float* out = y + here.index * at.channels;
+    std::int32_t* where = chosen + here.index * at.channels;
     bool first = true;
-    for (std::int64_t iy = at.begin(pixel.y); iy < at.end(pixel.y, at.height); ++iy) {
-      for (std::int64_t ix = at.begin(pixel.x); ix < at.end(pixel.x, at.width); ++ix) {
+    for (std::int64_t iy = at.begin(here.y); iy < at.end(here.y, at.height); ++iy) {
+      for (std::int64_t ix = at.begin(here.x); ix < at.end(here.x, at.width); ++ix) {
         const auto position = static_cast<std::int32_t>(iy * at.width + ix);
         const float* in = plane + position * at.channels;
         for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) {
@@ -73,14 +77,17 @@ struct MaxBackward {
   Windows at;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const auto pixel = at.input_pixel(row);
-    const auto position = static_cast<std::int32_t>(pixel.y * at.width + pixel.x);
-    float* out = dx + row * at.channels;
+  PO_HD void operator()(std::int64_t line, const Team& team) const {
+    Windows::each_pixel(line, at.height, at.width, *this, team);
+  }
+  template <typename Team>
+  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
+    const auto position = static_cast<std::int32_t>(here.y * at.width + here.x);
+    float* out = dx + here.index * at.channels;
     for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] = 0;
-    for (std::int64_t oy = at.first_window(pixel.y); oy <= at.last_window(pixel.y, at.out_height); ++oy) {
-      for (std::int64_t ox = at.first_window(pixel.x); ox <= at.last_window(pixel.x, at.out_width); ++ox) {
-        const std::int64_t from = ((pixel.record * at.out_height + oy) * at.out_width + ox) * at.channels;
+    for (std::int64_t oy = at.first_window(here.y); oy <= at.last_window(here.y, at.out_height); ++oy) {
+      for (std::int64_t ox = at.first_window(here.x); ox <= at.last_window(here.x, at.out_width); ++ox) {
+        const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels;
         for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) {
           out[c] += chosen[from + c] == position ? dy[from + c] : 0.0F;
         }
@@ -95,14 +102,17 @@ struct AverageForward {
   Windows at;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const auto pixel = at.output_pixel(row);
-    const float* plane = x + pixel.record * at.height * at.width * at.channels;
-    float* out = y + row * at.channels;
+  PO_HD void operator()(std::int64_t line, const Team& team) const {
+    Windows::each_pixel(line, at.out_height, at.out_width, *this, team);
+  }
+  template <typename Team>
+  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
+    const float* plane = x + here.record * at.height * at.width * at.channels;
+    float* out = y + here.index * at.channels;
     const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
     for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] = 0;
-    for (std::int64_t iy = at.begin(pixel.y); iy < at.end(pixel.y, at.height); ++iy) {
-      for (std::int64_t ix = at.begin(pixel.x); ix < at.end(pixel.x, at.width); ++ix) {
+    for (std::int64_t iy = at.begin(here.y); iy < at.end(here.y, at.height); ++iy) {
+      for (std::int64_t ix = at.begin(here.x); ix < at.end(here.x, at.width); ++ix) {
         const float* in = plane + (iy * at.width + ix) * at.channels;
         for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] += in[c];
       }
@@ -117,14 +127,17 @@ struct AverageBackward {
   Windows at;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const auto pixel = at.input_pixel(row);
-    float* out = dx + row * at.channels;
+  PO_HD void operator()(std::int64_t line, const Team& team) const {
+    Windows::each_pixel(line, at.height, at.width, *this, team);
+  }
+  template <typename Team>
+  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
+    float* out = dx + here.index * at.channels;
     const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
     for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] = 0;
-    for (std::int64_t oy = at.first_window(pixel.y); oy <= at.last_window(pixel.y, at.out_height); ++oy) {
-      for (std::int64_t ox = at.first_window(pixel.x); ox <= at.last_window(pixel.x, at.out_width); ++ox) {
-        const float* in = dy + ((pixel.record * at.out_height + oy) * at.out_width + ox) * at.channels;
+    for (std::int64_t oy = at.first_window(here.y); oy <= at.last_window(here.y, at.out_height); ++oy) {
+      for (std::int64_t ox = at.first_window(here.x); ox <= at.last_window(here.x, at.out_width); ++ox) {
+        const float* in = dy + ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels;
         for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] += in[c] * share;
       }
     }
@@ -225,6 +238,8 @@ std::string text(const char* kind, const PoolOptions& options) {
 }
 
 std::int64_t pixels_of(const Shape& shape) { return shape[0] * shape[1] * shape[2]; }
+std::int64_t lines_of(const Shape& shape) { return shape[0] * shape[1]; }
+std::int64_t line_length(const Shape& shape) { return shape[2] * shape[3]; }
 
 }  // namespace
 
@@ -237,7 +252,7 @@ LayerPlan MaxPool2d::plan(Device, int, const Shape& input) {
 }
 void MaxPool2d::forward(const ForwardContext& context) const {
   for_each_row(
-      context.stream, pixels_of(context.output.shape), context.output.shape.last(),
+      context.stream, lines_of(context.output.shape), line_length(context.output.shape),
       MaxForward{context.input.data, context.output.data, reinterpret_cast<std::int32_t*>(context.stash),
                  windows_of(options_, context.input.shape)});
 }
@@ -245,7 +260,7 @@ void MaxPool2d::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
   const Shape& input = context.input_gradient.shape;
   for_each_row(
-      context.stream, pixels_of(input), input.last(),
+      context.stream, lines_of(input), line_length(input),
       MaxBackward{context.output_gradient.data, context.input_gradient.data,
                   reinterpret_cast<const std::int32_t*>(context.stash), windows_of(options_, input)});
 }
@@ -255,13 +270,13 @@ std::string AvgPool2d::describe() const { return text("average pool", options_);
 LayerPlan AvgPool2d::plan(Device, int, const Shape& input) { return pool_plan(options_, input, describe()); }
 void AvgPool2d::forward(const ForwardContext& context) const {
   for_each_row(
-      context.stream, pixels_of(context.output.shape), context.output.shape.last(),
+      context.stream, lines_of(context.output.shape), line_length(context.output.shape),
       AverageForward{context.input.data, context.output.data, windows_of(options_, context.input.shape)});
 }
 void AvgPool2d::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
   const Shape& input = context.input_gradient.shape;
-  for_each_row(context.stream, pixels_of(input), input.last(),
+  for_each_row(context.stream, lines_of(input), line_length(input),
                AverageBackward{context.output_gradient.data, context.input_gradient.data,
                                windows_of(options_, input)});
 }

@@ -12,8 +12,8 @@ namespace {
 
 // What one core of a present machine reaches on these layers. Only the ratio matters: it says at how many
 // operations a byte a layer stops being bound by memory (5 here).
-constexpr double kFlopsPerSecond = 40e9;
-constexpr double kBytesPerSecond = 8e9;
+constexpr double kFlopsPerSecond = 80e9;
+constexpr double kBytesPerSecond = 16e9;
 
 }  // namespace
 

@@ -1,12 +1,9 @@
 #include "models/safetensors.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -15,6 +12,7 @@
 #include <utility>
 
 #include "kernels/runtime/error.h"
+#include "models/pending_file.h"
 
 namespace pipeoptim {
 
@@ -89,6 +87,30 @@ struct Entry {
   std::uint64_t begin = 0, end = 0;
 };
 
+Shape parse_shape(const std::filesystem::path& file, const std::string& name,
+                  const std::vector<std::uint64_t>& extents) {
+  constexpr std::uint64_t kLargest = std::uint64_t{1} << 40;  // elements; far from overflow in bytes
+  // By rank, because a Shape's rank is fixed by its constructor.
+  static const Shape kByRank[] = {{}, {0}, {0, 0}, {0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0, 0}};
+  static_assert(std::size(kByRank) == Shape::kMaxRank + 1);
+  if (extents.size() > Shape::kMaxRank) {
+    fail(file, name,
+         "has " + std::to_string(extents.size()) + " extents; at most " + std::to_string(Shape::kMaxRank) +
+             " are supported");
+  }
+  Shape shape = kByRank[extents.size()];
+  std::uint64_t elements = 1;
+  for (std::size_t axis = 0; axis < extents.size(); ++axis) {
+    const std::uint64_t extent = extents[axis];
+    if (extent > kLargest || (extent != 0 && elements > kLargest / extent)) {
+      fail(file, name, "the shape is impossibly large");
+    }
+    elements *= extent;
+    shape[static_cast<int>(axis)] = static_cast<std::int64_t>(extent);
+  }
+  return shape;
+}
+
 Entry parse_entry(const std::filesystem::path& file, const std::string& name, const Json& json) {
   const auto is_count = [](const Json& value) { return value.is_number_unsigned(); };
   if (!json.is_object() || !json.contains("dtype") || !json.contains("shape") ||
@@ -108,44 +130,10 @@ Entry parse_entry(const std::filesystem::path& file, const std::string& name, co
   }
   entry.type = type;
 
-  const auto extents = json["shape"].get<std::vector<std::uint64_t>>();
-  if (extents.size() > Shape::kMaxRank) {
-    fail(file, name,
-         "has " + std::to_string(extents.size()) + " extents; at most " + std::to_string(Shape::kMaxRank) +
-             " are supported");
-  }
-  std::uint64_t elements = 1;
-  for (const std::uint64_t extent : extents) {
-    if (extent > (std::uint64_t{1} << 40) || (extent != 0 && elements > (std::uint64_t{1} << 40) / extent)) {
-      fail(file, name, "the shape is impossibly large");
-    }
-    elements *= extent;
-  }
-  switch (extents.size()) {  // a Shape grows only in its constructor
-    case 0:
-      entry.shape = Shape{};
-      break;
-    case 1:
-      entry.shape = Shape{0};
-      break;
-    case 2:
-      entry.shape = Shape{0, 0};
-      break;
-    case 3:
-      entry.shape = Shape{0, 0, 0};
-      break;
-    case 4:
-      entry.shape = Shape{0, 0, 0, 0};
-      break;
-    default:
-      entry.shape = Shape{0, 0, 0, 0, 0};
-      break;
-  }
-  for (std::size_t axis = 0; axis < extents.size(); ++axis) {
-    entry.shape[static_cast<int>(axis)] = static_cast<std::int64_t>(extents[axis]);
-  }
+  entry.shape = parse_shape(file, name, json["shape"].get<std::vector<std::uint64_t>>());
   entry.begin = json["data_offsets"][0].get<std::uint64_t>();
   entry.end = json["data_offsets"][1].get<std::uint64_t>();
+  const auto elements = static_cast<std::uint64_t>(entry.shape.elements());
   if (entry.end < entry.begin || entry.end - entry.begin != elements * type->bytes) {
     fail(file, name,
          "data_offsets " + std::to_string(entry.begin) + " to " + std::to_string(entry.end) +
@@ -269,56 +257,12 @@ std::string make_header(const std::filesystem::path& file, std::span<const Tenso
   return text;
 }
 
-// A file beside `target` that takes its place at commit() and is removed otherwise.
-class PendingFile {
- public:
-  explicit PendingFile(std::filesystem::path target) : target_(std::move(target)) {
-    pending_ = target_;
-    pending_ += ".part-" + std::to_string(::getpid());
-    file_ = std::fopen(pending_.c_str(), "wbe");
-    if (!file_) fail(target_, std::string("cannot write: ") + std::strerror(errno));
-  }
-  ~PendingFile() {
-    if (file_) std::fclose(file_);
-    std::error_code ignored;
-    if (!pending_.empty()) std::filesystem::remove(pending_, ignored);
-  }
-  PendingFile(const PendingFile&) = delete;
-  PendingFile& operator=(const PendingFile&) = delete;
-
-  void write(const void* bytes, std::size_t count) {
-    if (count > 0 && std::fwrite(bytes, 1, count, file_) != count) {
-      fail(target_, std::string("cannot write: ") + std::strerror(errno));
-    }
-  }
-  void commit() {
-    const bool flushed = std::fflush(file_) == 0 && ::fsync(::fileno(file_)) == 0;
-    const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
-    if (!flushed || !closed) fail(target_, std::string("cannot write: ") + std::strerror(errno));
-    std::error_code status;
-    std::filesystem::rename(pending_, target_, status);
-    if (status) fail(target_, "cannot write: " + status.message());
-    pending_.clear();
-  }
-
- private:
-  std::filesystem::path target_, pending_;
-  std::FILE* file_ = nullptr;
-};
-
 }  // namespace
 
 void write_safetensors(const std::filesystem::path& file, std::span<const TensorView> tensors,
                        const std::map<std::string, std::string>& metadata) {
   const std::string header = make_header(file, tensors, metadata);
-  std::error_code ignored;
-  // A rename would replace a link or a device by a file.
-  const std::filesystem::path target =
-      std::filesystem::is_symlink(file, ignored) ? std::filesystem::weakly_canonical(file, ignored) : file;
-  if (std::filesystem::exists(target, ignored) && !std::filesystem::is_regular_file(target, ignored)) {
-    fail(file, "cannot write: it exists and is no regular file");
-  }
-  PendingFile pending(target);
+  PendingFile pending(file);
   const std::uint64_t length = header.size();
   pending.write(&length, sizeof(length));
   pending.write(header.data(), header.size());

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/runtime/buffer.h"
+#include "kernels/runtime/pack.h"
 #include "optim/guard.h"
 #include "optim/optimizer.h"
 #include "optim/rule.h"
@@ -19,13 +20,6 @@
 namespace pipeoptim {
 
 enum class Prediction { kNone, kCopy, kLinear, kGeometric };
-
-// A pack of neighbouring elements that is loaded at once: 16 bytes on CUDA, one element on the host, where
-// the loop is vectorized instead.
-template <int kWidth>
-struct alignas(kWidth * sizeof(float)) Pack {
-  float value[kWidth];
-};
 
 template <typename Rule>
 struct StepArguments {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -114,6 +116,8 @@ struct StageNumbers {
   std::int32_t stage, warm_up, depth, per_update;
 };
 
+// Constant distances are in micro-batches; with m of them to an update they become ceil(distance / m)
+// updates.
 std::int32_t pipeoptim_horizon(HorizonPolicy policy, const StageNumbers& at, std::int32_t gap) {
   switch (policy) {
     case HorizonPolicy::kExact:
@@ -181,9 +185,13 @@ Schedule generate_compute(const std::string& name, const ScheduleRequest& reques
           "mini-batches must be at least 1, got " + std::to_string(request.minibatches));
   require(request.microbatches_per_update >= 1,
           "micro-batches must be at least 1, got " + std::to_string(request.microbatches_per_update));
+  require(
+      request.microbatches_per_update <= std::numeric_limits<std::int32_t>::max() / request.minibatches - 1,
+      std::to_string(request.minibatches) + " mini-batches of " +
+          std::to_string(request.microbatches_per_update) + " micro-batches are too many for one schedule");
   require(method.policy != Policy::kDoubleBuffered || request.microbatches_per_update >= request.stages - 1,
-          name + " needs at least stages - 1 = " + std::to_string(request.stages - 1) +
-              " micro-batches in a mini-batch, got " + std::to_string(request.microbatches_per_update));
+          name + " needs at least D-1 = " + std::to_string(request.stages - 1) +
+              " micro-batches per mini-batch, got " + std::to_string(request.microbatches_per_update));
 
   Schedule schedule;
   schedule.stages.resize(static_cast<std::size_t>(request.stages));

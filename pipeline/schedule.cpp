@@ -8,6 +8,7 @@
 
 #include "pipeline/generators.h"
 #include "pipeline/passes.h"
+#include "pipeline/schedule_checks.h"
 
 namespace pipeoptim {
 namespace {
@@ -40,6 +41,10 @@ const char* op_text(Op op) {
       return "receive-gradient";
   }
   return "?";
+}
+
+bool is_compute(Op op) {
+  return op == Op::kForward || op == Op::kBackward || op == Op::kBackwardInput || op == Op::kBackwardWeights;
 }
 
 // The edges of a pipeline as bounded FIFO queues of micro-batches. What is sent in a time unit arrives in the
@@ -103,6 +108,23 @@ class Edges {
   std::size_t capacity_;
 };
 
+// What a blocked transfer waits for.
+std::string awaited(int k, const Instruction& instruction) {
+  const std::string microbatch = " of micro-batch " + std::to_string(instruction.microbatch);
+  switch (instruction.op) {
+    case Op::kSendActivation:
+      return "room on the edge to stage " + std::to_string(k + 1);
+    case Op::kSendGradient:
+      return "room on the edge to stage " + std::to_string(k - 1);
+    case Op::kReceiveActivation:
+      return "the activation" + microbatch + " from stage " + std::to_string(k - 1);
+    case Op::kReceiveGradient:
+      return "the gradient" + microbatch + " from stage " + std::to_string(k + 1);
+    default:
+      return "nothing";
+  }
+}
+
 // Runs all programs a time unit at a time: each stage goes on until it has done one forward or backward, or
 // waits. Calls visit(stage, index, time unit); throws std::logic_error when nobody can go on.
 template <typename Visit>
@@ -119,8 +141,7 @@ void simulate(const Schedule& schedule, int capacity, const Visit& visit) {
       bool computed = false;
       while (index < program(k).size()) {
         const Instruction& instruction = program(k)[index];
-        const bool compute = instruction.op == Op::kForward || instruction.op == Op::kBackward ||
-                             instruction.op == Op::kBackwardInput || instruction.op == Op::kBackwardWeights;
+        const bool compute = is_compute(instruction.op);
         if ((compute && computed) || !edges.ready(k, instruction, unit)) break;
         edges.apply(k, instruction, unit);
         visit(k, index, unit);
@@ -136,123 +157,12 @@ void simulate(const Schedule& schedule, int capacity, const Visit& visit) {
     for (int k = 0; k < depth; ++k) {
       const std::size_t index = next[static_cast<std::size_t>(k)];
       if (index == program(k).size()) continue;
-      message += " stage " + std::to_string(k) + " waits in " + to_string(program(k)[index]) +
-                 " (instruction " + std::to_string(index) + ");";
+      message += " stage " + std::to_string(k) + ", instruction " + std::to_string(index) + " (" +
+                 to_string(program(k)[index]) + ") waits for " + awaited(k, program(k)[index]) + ";";
     }
     throw std::logic_error(message);
   }
 }
-
-// Checks one stage's program by running its bookkeeping: versions, predictions, slots.
-class StageChecker {
- public:
-  StageChecker(const Schedule& schedule, int stage)
-      : schedule_(schedule),
-        stage_(stage),
-        slot_holds_(static_cast<std::size_t>(schedule.slots[static_cast<std::size_t>(stage)]), -1),
-        version_holds_(static_cast<std::size_t>(schedule.version_slots[static_cast<std::size_t>(stage)]), -1),
-        forwards_(static_cast<std::size_t>(schedule.microbatches), 0),
-        backwards_(forwards_),
-        weight_backwards_(forwards_) {}
-
-  void run() {
-    for (const Instruction& instruction : schedule_.stages[static_cast<std::size_t>(stage_)])
-      check(instruction);
-    for (std::int32_t j = 0; j < schedule_.microbatches; ++j) {
-      const auto at = static_cast<std::size_t>(j);
-      if (forwards_[at] != 1 || backwards_[at] != 1 || weight_backwards_[at] != 1) {
-        throw std::logic_error("stage " + std::to_string(stage_) + ": micro-batch " + std::to_string(j) +
-                               " does not have exactly one forward and one whole backward");
-      }
-    }
-    if (live_ != schedule_.microbatches / schedule_.microbatches_per_update) {
-      throw std::logic_error("stage " + std::to_string(stage_) + ": " + std::to_string(live_) +
-                             " updates for " + std::to_string(schedule_.microbatches) + " micro-batches");
-    }
-  }
-
- private:
-  void require(bool holds, const Instruction& instruction, const char* what) const {
-    if (holds) return;
-    throw std::logic_error("stage " + std::to_string(stage_) + ": " + to_string(instruction) + ": " + what);
-  }
-
-  void check(const Instruction& i) {
-    switch (i.op) {
-      case Op::kForward:
-      case Op::kBackward:
-      case Op::kBackwardInput:
-      case Op::kBackwardWeights:
-        return check_compute(i);
-      case Op::kUpdate:
-      case Op::kUpdatePredict:
-        require(i.version == ++live_, i, "the version it makes is not the next one");
-        if (i.op == Op::kUpdatePredict) hold_prediction(i);
-        return;
-      case Op::kPredict:
-        require(i.version == live_, i, "predicts from a version that is not live");
-        return hold_prediction(i);
-      case Op::kStashWeights:
-        require(i.version == live_, i, "stashes a version that is not live");
-        require(in_range(i.version_slot, version_holds_), i, "version slot out of range");
-        version_holds_[static_cast<std::size_t>(i.version_slot)] = i.version;
-        return;
-      default:
-        return;
-    }
-  }
-
-  void check_compute(const Instruction& i) {
-    require(i.microbatch >= 0 && i.microbatch < schedule_.microbatches, i, "micro-batch out of range");
-    require(in_range(i.slot, slot_holds_), i, "activation slot out of range");
-    check_weights(i);
-    std::int32_t& holder = slot_holds_[static_cast<std::size_t>(i.slot)];
-    const auto j = static_cast<std::size_t>(i.microbatch);
-    if (i.op == Op::kForward) {
-      require(holder == -1, i, "its activation slot is still in use");
-      holder = i.microbatch;
-      ++forwards_[j];
-      return;
-    }
-    require(holder == i.microbatch, i, "its activation slot holds another micro-batch");
-    if (i.op != Op::kBackwardWeights) ++backwards_[j];
-    if (i.op == Op::kBackwardInput) return;
-    require(backwards_[j] == 1, i, "the weight gradient comes before the input gradient");
-    ++weight_backwards_[j];
-    holder = -1;
-  }
-
-  void check_weights(const Instruction& i) const {
-    switch (i.source) {
-      case WeightSource::kLive:
-        return require(i.version == live_, i, "reads the live weights, but they are another version");
-      case WeightSource::kPredicted:
-        require(predicted_version_ == i.version && predicted_horizon_ == i.horizon, i,
-                "the predicted copy holds another version or horizon");
-        return require(i.horizon > 0, i, "a prediction needs a positive horizon");
-      case WeightSource::kVersion:
-        require(in_range(i.version_slot, version_holds_), i, "version slot out of range");
-        return require(version_holds_[static_cast<std::size_t>(i.version_slot)] == i.version, i,
-                       "its version slot holds another version");
-    }
-  }
-
-  void hold_prediction(const Instruction& i) {
-    predicted_version_ = live_;
-    predicted_horizon_ = i.horizon;
-  }
-  static bool in_range(std::int32_t index, const std::vector<std::int32_t>& list) {
-    return index >= 0 && static_cast<std::size_t>(index) < list.size();
-  }
-
-  const Schedule& schedule_;
-  int stage_;
-  std::int32_t live_ = 0;
-  std::int32_t predicted_version_ = -1;
-  std::int32_t predicted_horizon_ = -1;
-  std::vector<std::int32_t> slot_holds_, version_holds_;
-  std::vector<std::int32_t> forwards_, backwards_, weight_backwards_;
-};
 
 }  // namespace
 
@@ -263,8 +173,21 @@ std::string to_string(const Instruction& instruction) {
 }
 
 void validate(const Schedule& schedule, int channel_capacity) {
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) throw std::logic_error(std::string("the schedule ") + what);
+  };
+  const auto counts = [&](const std::vector<std::int32_t>& list) {
+    return list.size() == schedule.stages.size() &&
+           std::all_of(list.begin(), list.end(), [](std::int32_t count) { return count >= 0; });
+  };
+  if (channel_capacity < 1) throw std::invalid_argument("a channel holds at least one tensor");
+  require(!schedule.stages.empty(), "has no stages");
+  require(counts(schedule.slots) && counts(schedule.version_slots), "does not give every stage's slots");
+  require(schedule.microbatches >= 0 && schedule.microbatches_per_update >= 1 &&
+              schedule.microbatches % schedule.microbatches_per_update == 0,
+          "is not a whole number of mini-batches");
   simulate(schedule, channel_capacity, [](int, std::size_t, std::int64_t) {});
-  for (int k = 0; k < schedule.depth(); ++k) StageChecker(schedule, k).run();
+  for (int k = 0; k < schedule.depth(); ++k) check_stage(schedule, k);
 }
 
 Schedule make_schedule(const std::string& method, const ScheduleRequest& request) {
@@ -281,10 +204,14 @@ Schedule make_schedule(const std::string& method, const ScheduleRequest& request
 }
 
 Schedule make_forward_schedule(int stages, int microbatches) {
+  if (stages < 1 || microbatches < 0) {
+    throw std::invalid_argument("a forward schedule of " + std::to_string(stages) + " stages and " +
+                                std::to_string(microbatches) + " micro-batches is not possible");
+  }
   Schedule schedule;
   schedule.microbatches = microbatches;
   schedule.stages.resize(static_cast<std::size_t>(stages));
-  schedule.slots.assign(static_cast<std::size_t>(stages), 2);
+  schedule.slots.assign(static_cast<std::size_t>(stages), 2);  // one is filled while the other is sent
   schedule.version_slots.assign(static_cast<std::size_t>(stages), 0);
   for (int k = 0; k < stages; ++k) {
     Program& program = schedule.stages[static_cast<std::size_t>(k)];
@@ -296,6 +223,7 @@ Schedule make_forward_schedule(int stages, int microbatches) {
     }
     insert_transfers(program, k, stages);
   }
+  validate(schedule);
   return schedule;
 }
 
@@ -309,34 +237,44 @@ std::vector<IssueStep> issue_order(const Schedule& schedule) {
 }
 
 std::string draw(const Schedule& schedule, int max_columns) {
-  constexpr int kCell = 4;
-  std::vector<std::string> rows(static_cast<std::size_t>(schedule.depth()));
+  struct Cell {
+    std::int64_t unit;
+    std::string text;
+  };
+  std::vector<std::vector<Cell>> rows(static_cast<std::size_t>(schedule.depth()));
+  std::size_t width = 4;  // of a cell, the gap to the next included
   simulate(schedule, schedule.microbatches + 1, [&](int k, std::size_t index, std::int64_t unit) {
     const Instruction& instruction = schedule.stages[static_cast<std::size_t>(k)][index];
-    if (instruction.op != Op::kForward && instruction.op != Op::kBackward &&
-        instruction.op != Op::kBackwardInput && instruction.op != Op::kBackwardWeights) {
-      return;
-    }
-    std::string& row = rows[static_cast<std::size_t>(k)];
-    const auto begin = static_cast<std::size_t>(unit) * kCell;
-    while (row.size() < begin) row += (row.size() % kCell == 0 ? '.' : ' ');
-    std::string cell = op_text(instruction.op) + std::to_string(instruction.microbatch);
-    cell.resize(std::max<std::size_t>(cell.size(), kCell), ' ');
-    row += cell;
+    // A cell takes two columns at least: what begins later cannot be seen.
+    if (!is_compute(instruction.op) || 2 * unit > max_columns) return;
+    const std::string text = op_text(instruction.op) + std::to_string(instruction.microbatch);
+    width = std::max(width, text.size() + 1);
+    rows[static_cast<std::size_t>(k)].push_back({unit, text});
   });
-  std::string text;
+  const auto columns = static_cast<std::size_t>(std::max(max_columns, 24));
+  std::string picture;
   for (std::size_t k = 0; k < rows.size(); ++k) {
-    std::string line = "stage " + std::to_string(k) + " | " + rows[k];
-    if (line.size() > static_cast<std::size_t>(max_columns)) {
-      line.resize(static_cast<std::size_t>(max_columns) - 3);
+    std::string line = "stage " + std::to_string(k) + " | ";
+    std::int64_t unit = 0;
+    const auto append = [&](std::string text) {
+      text.resize(width, ' ');
+      line += text;
+      ++unit;
+    };
+    for (const Cell& cell : rows[k]) {
+      while (unit < cell.unit) append(".");
+      append(cell.text);
+    }
+    if (line.size() > columns) {
+      line.resize(columns - 3);
       line += "...";
     }
-    text += line + "\n";
+    picture += line + "\n";
   }
-  text +=
-      "F, B: forward and backward of a micro-batch, drawn one time unit each; updates follow backwards; . is "
-      "idle\n";
-  return text;
+  return picture +
+         "F, B: forward and backward of a micro-batch, drawn one time unit each; updates follow backwards; . "
+         "is "
+         "idle\n";
 }
 
 }  // namespace pipeoptim

@@ -5,6 +5,12 @@
 //   for_each_row(stream, rows, row_length, body) calls body(row, team) for every row; the members of a team
 //   share it
 //
+// for_each on CUDA can move 16 bytes an access. A body asks for it with three more members (see pack.h):
+//
+//   static constexpr int kWidth = 4                  elements of a pack, 16 bytes
+//   template <int kWidth> PO_HD void at(i) const     the elements i to i + kWidth - 1; body(i) is at<1>(i)
+//   bool packs() const                               on the host: whether its arrays allow_packs(...)
+//
 // Include this header only from .cu files: a launcher instantiated by two compilers would be an ODR
 // violation.
 #pragma once
@@ -16,6 +22,7 @@
 #include <cstdint>
 
 #include "kernels/runtime/macros.h"
+#include "kernels/runtime/pack.h"
 #include "kernels/runtime/stream.h"
 
 #if defined(__CUDACC__)

@@ -57,7 +57,7 @@ class Loader {
   const LoaderOptions& options() const { return options_; }
 
   // Begins reading ahead from mini-batch 0 of an epoch; what is left of an earlier one is dropped.
-  // Mini-batches still acquired lose their content.
+  // Mini-batches still acquired lose their content and must not be released.
   void start_epoch(std::int64_t epoch);
   // Blocks until mini-batch t is ready; it stays valid until release(t). Mini-batches come in order:
   // acquiring t while t - depth is not released waits for that release. Throws std::logic_error before

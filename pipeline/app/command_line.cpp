@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
 #include <span>
 #include <stdexcept>
 #include <type_traits>
@@ -41,6 +42,13 @@ bool parse_list(const std::string& text, std::vector<T>& values) {
     at = stop == end ? end : stop + 1;
   }
   return true;
+}
+
+// OMP_NUM_THREADS where it is a number (the first of a list), else every core that the process may use.
+int default_threads() {
+  const char* variable = std::getenv("OMP_NUM_THREADS");
+  const int asked = variable == nullptr ? 0 : std::atoi(variable);
+  return asked > 0 ? asked : usable_cores();
 }
 
 template <typename T>
@@ -120,7 +128,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "horizon", options_.horizon, "How far a prediction looks: " + join(horizon_names()));
   add(command, "predictor", options_.predictor, join(predictor_names()));
   add(command, "micro-batches", options_.micro_batches, "Micro-batches of a mini-batch");
-  add(command, "threads", options_.threads, "Host threads, divided over the stages (default: usable cores)");
+  add(command, "threads", options_.threads,
+      "Host threads, divided over the stages (default: OMP_NUM_THREADS, or usable cores)");
   add(command, "device", options_.device, "auto, cpu, cuda");
 }
 
@@ -129,7 +138,7 @@ void CommandLine::add_optimizer(Subcommand& command) {
   OptimizerConfig& optimizer = options_.optimizer;
   add(command, "optimizer", optimizer.rule, join(optimizer_names()));
   add(command, "lr", options_.lr.base_lr, "Learning rate");
-  add(command, "momentum", optimizer.momentum, "sgdm, nesterov, rmsprop: momentum");
+  add(command, "momentum", optimizer.momentum, "sgdm, nesterov: momentum");
   add(command, "dampening", optimizer.dampening, "sgdm: dampening");
   add(command, "weight-decay", optimizer.weight_decay, "Decay of weights (not of biases and norms)");
   add(command, "beta1", optimizer.beta1, "adam, adamw: decay of the first moment");
@@ -182,7 +191,7 @@ void CommandLine::add_display(Subcommand& command) {
 }
 
 CommandLine::CommandLine() : app_("Asynchronous pipeline training with weight prediction.", "pipeoptim") {
-  options_.threads = usable_cores();
+  options_.threads = default_threads();
   options_.optimizer.rule = "adamw";
   options_.lr.kind = "auto";
   options_.lr.base_lr = 2e-3;
@@ -258,6 +267,10 @@ void CommandLine::apply_config(Subcommand& command) {
   for (const auto& entry : commands_) {
     for (const Binding& binding : entry.second.bindings) known.push_back(binding.name);
   }
+  // Cuts of the file belong to its number of stages.
+  const bool other_stages = std::any_of(
+      command.bindings.begin(), command.bindings.end(),
+      [](const Binding& binding) { return binding.name == "stages" && binding.option->count() > 0; });
   for (const auto& [key, value] : read_config(options_.config)) {
     if (std::find(known.begin(), known.end(), key) == known.end()) {
       throw std::invalid_argument(options_.config + ": unknown key '" + key + "'; did you mean '" +
@@ -265,6 +278,7 @@ void CommandLine::apply_config(Subcommand& command) {
     }
     for (const Binding& binding : command.bindings) {
       if (binding.name != key || binding.option->count() > 0) continue;
+      if (key == "cuts" && other_stages) continue;
       try {
         binding.option->add_result(value);
         binding.option->run_callback();

@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -68,33 +69,32 @@ void Progress::step(const StepResult& step) {
   window_records_ = window_correct_ = window_steps_ = 0;
   window_loss_ = 0;
   shown_ = now;
+  show();
+}
+
+void Progress::show() {
+  const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
+  const double left = elapsed * static_cast<double>(steps_ - done_) / static_cast<double>(done_);
   if (display_ == Display::kLines) {
-    fmt::print("{}\n", state());
+    fmt::print("epoch {}/{}  step {}/{}  loss {:.4f}  accuracy {:.2f} %  {:.0f} samples/s  {} left\n", epoch_,
+               epochs_, done_, steps_, loss_, 100 * accuracy_, samples_per_second_, duration(left));
   } else {
-    const std::string text = state();
-    const std::size_t width = terminal_width();
-    const double fraction = static_cast<double>(done_) / static_cast<double>(steps_);
-    const std::string full =
-        text.size() + 24 < width ? bar(fraction) + " " + text : text.substr(0, width - 1);
-    fmt::print("\r\033[K{}", full);
+    const std::string text =
+        fmt::format("epoch {}/{}  loss {:.4f}  accuracy {:.2f} %  {:.0f} samples/s  {} left", epoch_, epochs_,
+                    loss_, 100 * accuracy_, samples_per_second_, duration(left));
+    const std::size_t room = terminal_width() - 1;
+    const std::size_t columns =
+        room > text.size() + 5 ? std::min<std::size_t>(24, room - text.size() - 1) : 0;
+    fmt::print("\r\033[K{}", columns > 0 ? bar(columns) + " " + text : text.substr(0, room));
     drawn_ = true;
   }
   std::fflush(stdout);
 }
 
-std::string Progress::state() const {
-  const double elapsed = std::chrono::duration<double>(Clock::now() - begin_).count();
-  const double left = elapsed * static_cast<double>(steps_ - done_) / static_cast<double>(done_);
-  return fmt::format("epoch {}/{}  step {}/{}  loss {:.4f}  accuracy {:.2f} %  {:.0f} samples/s  {} left",
-                     epoch_, epochs_, done_, steps_, loss_, 100 * accuracy_, samples_per_second_,
-                     duration(left));
-}
-
-std::string Progress::bar(double fraction) const {
-  constexpr int kWidth = 20;
-  const int filled = static_cast<int>(fraction * kWidth);
+std::string Progress::bar(std::size_t columns) const {
+  const auto filled = static_cast<std::size_t>(done_) * columns / static_cast<std::size_t>(steps_);
   std::string text;
-  for (int i = 0; i < kWidth; ++i) text += i < filled ? "█" : "░";
+  for (std::size_t i = 0; i < columns; ++i) text += i < filled ? "█" : "░";
   return paint("\033[36m", text);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -31,8 +32,8 @@ class Progress {
  private:
   using Clock = std::chrono::steady_clock;
 
-  std::string bar(double fraction) const;
-  std::string state() const;
+  void show();
+  std::string bar(std::size_t columns) const;
   std::string paint(const char* code, const std::string& text) const;
 
   Display display_;

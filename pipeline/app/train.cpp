@@ -79,6 +79,7 @@ class Job {
         test_loader_(make_test_loader(options_, load_data(options_, Split::kTest), device_)),
         train_source_(train_loader_),
         test_source_(test_loader_) {
+    settle_cuts();
     options_.device = device_.backend == Backend::kHost ? "cpu" : "cuda";
     epochs_ = options_.epochs;
     if (options_.steps > 0)
@@ -119,6 +120,15 @@ class Job {
   }
 
  private:
+  void settle_cuts() {
+    options_.cuts.clear();
+    int layers = 0;
+    for (const StageInfo& stage : engine_->stage_info()) {
+      if (layers > 0) options_.cuts.push_back(layers);
+      layers += static_cast<int>(stage.layers.size());
+    }
+  }
+
   TrainerData data() {
     TrainerData data;
     data.minibatches = train_loader_.minibatches();

@@ -148,6 +148,8 @@ TEST_F(Train, RunDirectoryKeepsEverythingAndIsNotOverwritten) {
   for (std::size_t t = 0; t < 12; ++t) EXPECT_EQ(first[t], second[t]);
   const std::string config = dir + "/config.toml";
   EXPECT_EQ(run({"eval", "--config", config, "--init", dir + "/weights.safetensors"}).code, 0);
+  EXPECT_EQ(run({"eval", "--config", config, "--init", dir + "/weights.safetensors", "--stages", "2"}).code,
+            0);
   ASSERT_EQ(train({"--run-dir", dir, "--overwrite", "--steps", "2"}).code, 0);
   EXPECT_EQ(read_lines(dir + "/metrics.jsonl").size(), 3U);
 }

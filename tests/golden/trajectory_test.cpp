@@ -17,9 +17,13 @@
 namespace pipeoptim::test {
 namespace {
 
-// Losses of about 2 in single precision, 20 steps: PyTorch's own fp32 run strays up to 3e-7 (relative) from
-// its fp64 run (loss32 and loss64 in the files); other summation orders and BLAS kernels get 30 times that.
+// PyTorch's own fp32 run strays up to 2e-7 (relative) from its fp64 run (loss32 and loss64 in the files);
+// other summation orders and BLAS kernels get 50 times that.
 constexpr double kRelative = 1e-5;
+// Among the 5 million activations of the cnn's 20 steps about one lies so near a ReLU's or a maximum's kink
+// that rounding decides its side. Adam divides by the gradient's size and so makes that visible: PyTorch's
+// two runs then part by 5e-5. A wrong rule is off by 1e-2.
+constexpr double kRelativeWithKinks = 5e-4;
 
 const std::string kGolden = PIPEOPTIM_SOURCE_DIR "/tests/golden/";
 
@@ -94,10 +98,12 @@ TEST_P(Trajectory, EqualsPyTorch) {
     Records source(loader);
     loader.start_epoch(0);
     engine.train(source, pass);
+    const bool kinks = model == "cnn" && config.optimizer.rule.starts_with("adam");
+    const double tolerance = kinks ? kRelativeWithKinks : kRelative;
     const auto expected = run.at("loss64").get<std::vector<double>>();
     ASSERT_EQ(losses.size(), expected.size());
     for (std::size_t t = 0; t < losses.size(); ++t) {
-      EXPECT_NEAR(losses[t] / expected[t], 1, kRelative) << run.at("optimizer") << " step " << t;
+      EXPECT_NEAR(losses[t] / expected[t], 1, tolerance) << run.at("optimizer") << " step " << t;
     }
   }
 }

@@ -89,7 +89,7 @@ TEST_P(ActivationTest, InPlaceAndThreadsChangeNoBit) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, ActivationTest, testing::ValuesIn(kCases),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace
 }  // namespace pipeoptim

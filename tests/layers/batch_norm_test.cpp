@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "tests/support/finite_difference.h"
@@ -17,8 +18,8 @@ using test::PlannedLayer;
 struct Naive {
   std::vector<double> y, dx, dweight, dbias, mean, unbiased;
 
-  Naive(const std::vector<float>& x, const std::vector<float>& dy, const std::vector<float>& weight,
-        const std::vector<float>& bias, bool relu)
+  Naive(std::span<const float> x, std::span<const float> dy, std::span<const float> weight,
+        std::span<const float> bias, bool relu)
       : y(x.size()), dx(x.size()) {
     const std::size_t channels = weight.size();
     const std::size_t rows = x.size() / channels;
@@ -96,10 +97,9 @@ TEST_P(BatchNormTest, EvaluationReadsTheRunningStatisticsAndLeavesThem) {
   const auto& [shape, activation] = GetParam();
   auto layer = planned<BatchNorm2d>(shape, {}, shape.last(), BatchNormOptions{.activation = activation});
   const auto channels = static_cast<std::size_t>(shape.last());
-  layer.states(0) = test::random_values(shape.last(), 3);
+  const auto before = test::random_values(shape.last(), 3);
+  std::copy(before.begin(), before.end(), layer.states(0).begin());
   for (float& value : layer.states(1)) value = 2.5F;
-  // The context holds pointers, so the values must stay where they are.
-  const auto before = layer.states(0);
   const auto x = test::random_values(shape.elements(), 4);
   std::vector<double> y;
   for (std::size_t i = 0; i < x.size(); ++i) {

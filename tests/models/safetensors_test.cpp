@@ -117,8 +117,8 @@ TEST(Safetensors, TellsForeignHeaders) {
 }
 
 TEST(Safetensors, TellsBadOffsets) {
-  const char* two =
-      R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":%s}})";
+  const char* two = R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
+                    R"("b":{"dtype":"F32","shape":[1],"data_offsets":%s}})";
   const auto with = [&](const char* offsets) {
     std::string header = two;
     return header.replace(header.find("%s"), 2, offsets);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "tests/support/planned_layer.h"
@@ -9,7 +10,7 @@
 namespace pipeoptim::test {
 
 // d f / d x[i] for every i by the five-point stencil: its own error is the fifth derivative's, step^4 / 30.
-inline std::vector<double> differences(std::vector<float>& x, const std::function<double()>& f,
+inline std::vector<double> differences(std::span<float> x, const std::function<double()>& f,
                                        float step = 0.03125F) {
   std::vector<double> slopes;
   for (float& value : x) {

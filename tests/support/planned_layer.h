@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <limits>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -57,11 +58,11 @@ class PlannedLayer {
   const LayerPlan& plan() const { return plan_; }
   const Layer& layer() const { return *layer_; }
   const Shape& input_shape() const { return input_shape_; }
-  std::vector<float>& weights(std::size_t i) { return weights_.at(i); }
-  std::vector<std::vector<float>>& all_weights() { return weights_; }
+  std::span<float> weights(std::size_t i) { return weights_.at(i); }
+  std::size_t parameters() const { return weights_.size(); }
   const std::vector<float>& gradients(std::size_t i) const { return gradients_.at(i); }
   const std::vector<std::vector<float>>& all_gradients() const { return gradients_; }
-  std::vector<float>& states(std::size_t i) { return states_.at(i); }
+  std::span<float> states(std::size_t i) { return states_.at(i); }
 
   // The slot's number is also the micro-batch's, for the random numbers.
   std::vector<float> forward(const std::vector<float>& input, Mode mode = Mode::kTraining, int at = 0) {
@@ -156,16 +157,16 @@ PlannedLayer planned(const Shape& input, PlannedOptions options, Arguments&&... 
 }
 
 // Bit for bit, so that -0 differs from 0 and a NaN equals itself.
-inline bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+inline bool same_bits(std::span<const float> a, std::span<const float> b) {
   return a.size() == b.size() &&
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
 // The largest |value - expected|, relative to the largest expected value (at least 1).
-inline double relative_error(const std::vector<float>& values, const std::vector<double>& expected) {
+inline double relative_error(std::span<const float> values, const std::vector<double>& expected) {
   double scale = 1;
   for (const double value : expected) scale = std::max(scale, std::abs(value));
-  return largest_error(values, expected, std::vector<double>(expected.size(), scale));
+  return largest_error({values.begin(), values.end()}, expected, std::vector<double>(expected.size(), scale));
 }
 
 }  // namespace pipeoptim::test

@@ -9,7 +9,9 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<StreamImpl> make_cuda_stream(Device, const StreamOptions&) { refuse("creating a CUDA stream"); }
+std::unique_ptr<StreamImpl> make_cuda_stream(Device, const StreamOptions&) {
+  refuse("creating a CUDA stream");
+}
 std::shared_ptr<EventImpl> make_cuda_event(Device, EventTiming) { refuse("creating a CUDA event"); }
 int cuda_device_count() { return 0; }
 std::string cuda_describe(int) { refuse("describing a CUDA device"); }

@@ -1,0 +1,138 @@
+// The CUDA side of the launches. Bodies stay in the constant bank (__grid_constant__): indexing an array
+// inside of a body costs no local memory.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstdint>
+#include <cub/block/block_reduce.cuh>
+#include <type_traits>
+
+#include "kernels/runtime/cuda/cuda_check.h"
+#include "kernels/runtime/macros.h"
+#include "kernels/runtime/stream.h"
+
+namespace pipeoptim::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kBlock = 256;
+inline constexpr int kWarpsOfBlock = kBlock / kWarp;
+inline constexpr int kBlocksOfMultiprocessor = 2048 / kBlock;  // all threads that can be resident
+inline constexpr std::int64_t kBlockRowLength = 512;           // from here on a row is worth a block
+
+// A warp that shares a row. Operations must be commutative; all members get the same bits.
+class WarpTeam {
+ public:
+  __device__ int rank() const { return static_cast<int>(threadIdx.x) % kWarp; }
+  __device__ static constexpr int size() { return kWarp; }
+
+  template <typename T, typename Op>
+  __device__ T reduce(T value, Op op) const {
+    static_assert(std::is_arithmetic_v<T>, "teams reduce numbers");
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      value = op(value, static_cast<T>(__shfl_xor_sync(0xFFFFFFFFU, value, distance)));
+    }
+    return value;
+  }
+};
+
+// A block that shares a row. All members must call reduce(), and get the same bits.
+class BlockTeam {
+ public:
+  __device__ int rank() const { return static_cast<int>(threadIdx.x); }
+  __device__ static constexpr int size() { return kBlock; }
+
+  template <typename T, typename Op>
+  __device__ T reduce(T value, Op op) const {
+    static_assert(std::is_arithmetic_v<T>, "teams reduce numbers");
+    using Reduce = cub::BlockReduce<T, kBlock>;
+    __shared__ typename Reduce::TempStorage storage;
+    __shared__ T all;
+    const T total = Reduce(storage).Reduce(value, op);
+    if (threadIdx.x == 0) all = total;
+    __syncthreads();  // with the barrier inside of Reduce, enough for the next call to reuse both
+    return all;
+  }
+};
+
+template <typename Body>
+concept PackedBody = requires(const Body& body, std::int64_t i) {
+  body.template at<Body::kWidth>(i);
+  { body.packs() } -> std::convertible_to<bool>;
+};
+
+template <typename Body>
+__global__ void __launch_bounds__(kBlock) for_each_kernel(std::int64_t n, const __grid_constant__ Body body) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * kBlock;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += stride) body(i);
+}
+
+template <typename Body>
+__global__ void __launch_bounds__(kBlock)
+    for_each_pack_kernel(std::int64_t n, const __grid_constant__ Body body) {
+  constexpr int kWidth = Body::kWidth;
+  const std::int64_t first = std::int64_t{blockIdx.x} * kBlock + threadIdx.x;
+  const std::int64_t stride = std::int64_t{gridDim.x} * kBlock;
+  const std::int64_t packs = n / kWidth;
+  for (std::int64_t pack = first; pack < packs; pack += stride) body.template at<kWidth>(kWidth * pack);
+  if (packs * kWidth + first < n) body(packs * kWidth + first);
+}
+
+template <typename Body>
+__global__ void __launch_bounds__(kBlock)
+    for_each_row_of_warp_kernel(std::int64_t rows, const __grid_constant__ Body body) {
+  const std::int64_t stride = std::int64_t{gridDim.x} * kWarpsOfBlock;
+  std::int64_t row = std::int64_t{blockIdx.x} * kWarpsOfBlock + threadIdx.x / kWarp;
+  for (; row < rows; row += stride) body(row, WarpTeam{});
+}
+
+template <typename Body>
+__global__ void __launch_bounds__(kBlock)
+    for_each_row_of_block_kernel(std::int64_t rows, const __grid_constant__ Body body) {
+  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) body(row, BlockTeam{});
+}
+
+template <typename Body>
+void launch(const Stream& stream, void (*kernel)(std::int64_t, Body), std::int64_t blocks, std::int64_t count,
+            const Body& body, const char* name) {
+  constexpr std::int64_t kMostBlocks = 0x7FFFFFFF;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks)));
+  config.blockDim = dim3(kBlock);
+  config.stream = static_cast<cudaStream_t>(stream.native());
+  check(cudaLaunchKernelEx(&config, kernel, count, body), name);
+}
+
+// Enough blocks for `threads`, but not more than run at once.
+inline std::int64_t resident_blocks(Device device, std::int64_t threads) {
+  int multiprocessors = 0;
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.ordinal),
+        "cudaDeviceGetAttribute");
+  return std::min((threads + kBlock - 1) / kBlock, std::int64_t{multiprocessors} * kBlocksOfMultiprocessor);
+}
+
+template <typename Body>
+void for_each(Stream& stream, std::int64_t n, const Body& body) {
+  const DeviceGuard guard(stream.device());
+  if constexpr (PackedBody<Body>) {
+    if (body.packs()) {
+      const std::int64_t threads = (n + Body::kWidth - 1) / Body::kWidth;
+      const std::int64_t blocks = resident_blocks(stream.device(), threads);
+      return launch(stream, for_each_pack_kernel<Body>, blocks, n, body, "for_each in packs");
+    }
+  }
+  launch(stream, for_each_kernel<Body>, resident_blocks(stream.device(), n), n, body, "for_each");
+}
+
+template <typename Body>
+void for_each_row(Stream& stream, std::int64_t rows, std::int64_t row_length, const Body& body) {
+  const DeviceGuard guard(stream.device());
+  if (row_length < kBlockRowLength) {
+    const std::int64_t blocks = (rows + kWarpsOfBlock - 1) / kWarpsOfBlock;
+    return launch(stream, for_each_row_of_warp_kernel<Body>, blocks, rows, body,
+                  "for_each_row, a warp a row");
+  }
+  launch(stream, for_each_row_of_block_kernel<Body>, rows, rows, body, "for_each_row, a block a row");
+}
+
+}  // namespace pipeoptim::cuda

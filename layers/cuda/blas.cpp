@@ -1,0 +1,59 @@
+// Matrix products on CUDA: cuBLAS in fp32 (no TF32, so that host and device agree to rounding).
+#include <cublas_v2.h>
+
+#include "layers/backend.h"
+#include "layers/cuda/handles.h"
+
+namespace pipeoptim::cuda {
+namespace {
+
+void require_success(cublasStatus_t status, const char* call,
+                     std::source_location where = std::source_location::current()) {
+  if (status != CUBLAS_STATUS_SUCCESS) throw DeviceError(call, cublasGetStatusString(status), where);
+}
+
+cublasHandle_t create_handle() {
+  cublasHandle_t handle = nullptr;
+  require_success(cublasCreate(&handle), "cublasCreate");
+  return handle;
+}
+
+// A handle that enqueues on the stream. Its device must be the current one.
+cublasHandle_t handle_of(const Stream& stream) {
+  thread_local HandleCache<cublasHandle_t, cublasDestroy> cache;
+  const cublasHandle_t handle = cache.get(stream.device(), stream.native(), create_handle);
+  require_success(cublasSetStream(handle, static_cast<cudaStream_t>(stream.native())), "cublasSetStream");
+  return handle;
+}
+
+cublasOperation_t operation(Transpose transpose) {
+  return transpose == Transpose::kYes ? CUBLAS_OP_T : CUBLAS_OP_N;
+}
+
+// cuBLAS is column-major: it sees our matrices transposed, so c^T = op(b)^T op(a)^T.
+void multiply(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
+  const cublasOperation_t first = operation(p.transpose_b);
+  const cublasOperation_t second = operation(p.transpose_a);
+  if (batch.count == 1) {
+    require_success(cublasSgemm_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b,
+                                   p.leading_b, p.a, p.leading_a, &p.beta, p.c, p.leading_c),
+                    "cublasSgemm_64");
+    return;
+  }
+  require_success(cublasSgemmStridedBatched_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha,
+                                               p.b, p.leading_b, batch.step_b, p.a, p.leading_a, batch.step_a,
+                                               &p.beta, p.c, p.leading_c, batch.step_c, batch.count),
+                  "cublasSgemmStridedBatched_64");
+}
+
+}  // namespace
+}  // namespace pipeoptim::cuda
+
+namespace pipeoptim::detail {
+
+void cuda_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch) {
+  const cuda::CurrentDevice current(stream.device());
+  cuda::multiply(cuda::handle_of(stream), product, batch);
+}
+
+}  // namespace pipeoptim::detail
