@@ -105,7 +105,7 @@ struct TraceSpan {
 };
 
 struct EngineConfig {
-  Device device;
+  Device device = {};
   int threads = 1;  // of the whole process, divided over the stages (at least one each)
   std::string method = "pipeoptim";
   HorizonPolicy horizon = HorizonPolicy::kExact;
@@ -119,10 +119,10 @@ struct EngineConfig {
 struct TrainPass {
   std::int64_t first_step = 0;  // global index of the pass's first mini-batch
   std::int64_t minibatches = 0;
-  std::function<float(std::int64_t)> learning_rate;  // of a global step
+  std::function<float(std::int64_t)> learning_rate = {};  // of a global step
   std::function<bool(const StepResult&)>
       on_step;  // in order, from the calling thread; false: end after what is in flight
-  std::function<void(const VersionRecord&)> on_version;  // after the pass, in stage order
+  std::function<void(const VersionRecord&)> on_version = {};  // after the pass, in stage order
 };
 
 class Engine {
