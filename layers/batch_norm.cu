@@ -35,14 +35,19 @@ struct Vectors {
   }
 };
 
-// Calls body(first channel, width) for the tiles of a team's member; whole tiles have a constant width.
+// Calls body(first channel, width) for the tiles of a team's member; whole tiles have a constant width. On
+// CUDA all widths are constants: a lane then keeps its sums in registers.
 template <typename Team, typename Body>
 PO_HD void for_each_tile(const Team& team, std::int64_t channels, const Body& body) {
   for (std::int64_t c = team.rank() * kTile; c < channels; c += team.size() * kTile) {
     if (c + kTile <= channels) {
       body.tile(c, kTile);
     } else {
+#if defined(__CUDA_ARCH__)
+      for (std::int64_t rest = c; rest < channels; ++rest) body.tile(rest, 1);
+#else
       body.tile(c, static_cast<int>(channels - c));
+#endif
     }
   }
 }

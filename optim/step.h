@@ -141,6 +141,7 @@ PO_HD void for_all_elements(const Elements& elements, std::int64_t begin, std::i
 // once a chunk and chooses the loop.
 template <typename Rule, bool kUpdates, Prediction kPrediction>
 struct StepBody {
+  static constexpr bool kLongRows = true;  // chunks
   StepArguments<Rule> arguments;
 
   template <typename Team>

@@ -18,7 +18,9 @@ inline constexpr int kWarp = 32;
 inline constexpr int kBlock = 256;
 inline constexpr int kWarpsOfBlock = kBlock / kWarp;
 inline constexpr int kBlocksOfMultiprocessor = 2048 / kBlock;  // all threads that can be resident
-inline constexpr std::int64_t kBlockRowLength = 512;           // from here on a row is worth a block
+// Of a multiprocessor: grants 64 registers a thread. Without it ptxas aims at full occupancy and spills.
+inline constexpr int kLeastBlocks = 4;
+inline constexpr std::int64_t kBlockRowLength = 512;  // from here on a row is worth a block
 
 // A warp that shares a row. Operations must be commutative; all members get the same bits.
 class WarpTeam {
@@ -55,6 +57,12 @@ class BlockTeam {
   }
 };
 
+// A body whose rows are always long says so, and no kernel is made for short ones.
+template <typename Body>
+concept LongRowsBody = requires {
+  requires Body::kLongRows;
+};
+
 template <typename Body>
 concept PackedBody = requires(const Body& body, std::int64_t i) {
   body.template at<Body::kWidth>(i);
@@ -62,13 +70,14 @@ concept PackedBody = requires(const Body& body, std::int64_t i) {
 };
 
 template <typename Body>
-__global__ void __launch_bounds__(kBlock) for_each_kernel(std::int64_t n, const __grid_constant__ Body body) {
+__global__ void __launch_bounds__(kBlock, kLeastBlocks)
+    for_each_kernel(std::int64_t n, const __grid_constant__ Body body) {
   const std::int64_t stride = std::int64_t{gridDim.x} * kBlock;
   for (std::int64_t i = std::int64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += stride) body(i);
 }
 
 template <typename Body>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, kLeastBlocks)
     for_each_pack_kernel(std::int64_t n, const __grid_constant__ Body body) {
   constexpr int kWidth = Body::kWidth;
   const std::int64_t first = std::int64_t{blockIdx.x} * kBlock + threadIdx.x;
@@ -79,25 +88,25 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <typename Body>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, kLeastBlocks)
     for_each_row_of_warp_kernel(std::int64_t rows, const __grid_constant__ Body body) {
-  const std::int64_t stride = std::int64_t{gridDim.x} * kWarpsOfBlock;
-  std::int64_t row = std::int64_t{blockIdx.x} * kWarpsOfBlock + threadIdx.x / kWarp;
-  for (; row < rows; row += stride) body(row, WarpTeam{});
+  const std::int64_t row = std::int64_t{blockIdx.x} * kWarpsOfBlock + threadIdx.x / kWarp;
+  if (row < rows) body(row, WarpTeam{});
 }
 
 template <typename Body>
-__global__ void __launch_bounds__(kBlock)
-    for_each_row_of_block_kernel(std::int64_t rows, const __grid_constant__ Body body) {
-  for (std::int64_t row = blockIdx.x; row < rows; row += gridDim.x) body(row, BlockTeam{});
+__global__ void __launch_bounds__(kBlock, kLeastBlocks)
+    for_each_row_of_block_kernel(std::int64_t, const __grid_constant__ Body body) {
+  body(std::int64_t{blockIdx.x}, BlockTeam{});
 }
 
 template <typename Body>
 void launch(const Stream& stream, void (*kernel)(std::int64_t, Body), std::int64_t blocks, std::int64_t count,
             const Body& body, const char* name) {
   constexpr std::int64_t kMostBlocks = 0x7FFFFFFF;
+  if (blocks > kMostBlocks) throw std::invalid_argument(std::string(name) + ": more rows than a grid has");
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks)));
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kBlock);
   config.stream = static_cast<cudaStream_t>(stream.native());
   check(cudaLaunchKernelEx(&config, kernel, count, body), name);
@@ -127,10 +136,12 @@ void for_each(Stream& stream, std::int64_t n, const Body& body) {
 template <typename Body>
 void for_each_row(Stream& stream, std::int64_t rows, std::int64_t row_length, const Body& body) {
   const DeviceGuard guard(stream.device());
-  if (row_length < kBlockRowLength) {
-    const std::int64_t blocks = (rows + kWarpsOfBlock - 1) / kWarpsOfBlock;
-    return launch(stream, for_each_row_of_warp_kernel<Body>, blocks, rows, body,
-                  "for_each_row, a warp a row");
+  if constexpr (!LongRowsBody<Body>) {
+    if (row_length < kBlockRowLength) {
+      const std::int64_t blocks = (rows + kWarpsOfBlock - 1) / kWarpsOfBlock;
+      return launch(stream, for_each_row_of_warp_kernel<Body>, blocks, rows, body,
+                    "for_each_row, a warp a row");
+    }
   }
   launch(stream, for_each_row_of_block_kernel<Body>, rows, rows, body, "for_each_row, a block a row");
 }

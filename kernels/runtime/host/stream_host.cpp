@@ -163,12 +163,10 @@ class HostEvent final : public EventImpl {
       generation = ++recorded_;
     }
     host(stream).submit_always([this, generation] {
-      {
-        const std::lock_guard lock(mutex_);
-        if (timing_ == EventTiming::kOn) time_ = Clock::now();
-        if (generation > completed_) completed_ = generation;
-      }
-      reached_.notify_all();
+      const std::lock_guard lock(mutex_);
+      if (timing_ == EventTiming::kOn) time_ = Clock::now();
+      if (generation > completed_) completed_ = generation;
+      reached_.notify_all();  // under the lock: whoever sees the event done may destroy it
     });
   }
 
