@@ -9,10 +9,6 @@
 namespace pipeoptim {
 namespace {
 
-bool is_compute(Op op) {
-  return op == Op::kForward || op == Op::kBackward || op == Op::kBackwardInput || op == Op::kBackwardWeights;
-}
-
 // Hands out the lowest free number.
 class SlotPool {
  public:

@@ -43,10 +43,6 @@ const char* op_text(Op op) {
   return "?";
 }
 
-bool is_compute(Op op) {
-  return op == Op::kForward || op == Op::kBackward || op == Op::kBackwardInput || op == Op::kBackwardWeights;
-}
-
 // The edges of a pipeline as bounded FIFO queues of micro-batches. What is sent in a time unit arrives in the
 // next.
 class Edges {

@@ -23,6 +23,11 @@ enum class Op : std::uint8_t {
   kReceiveGradient
 };
 
+// Forwards and backwards: what reads weights and takes a time unit.
+constexpr bool is_compute(Op op) {
+  return op == Op::kForward || op == Op::kBackward || op == Op::kBackwardInput || op == Op::kBackwardWeights;
+}
+
 // Which weights a forward or backward multiplies by.
 enum class WeightSource : std::uint8_t { kLive, kPredicted, kVersion };
 

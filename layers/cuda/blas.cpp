@@ -7,14 +7,14 @@
 namespace pipeoptim::cuda {
 namespace {
 
-void require_success(cublasStatus_t status, const char* call,
-                     std::source_location where = std::source_location::current()) {
+void check(cublasStatus_t status, const char* call,
+           std::source_location where = std::source_location::current()) {
   if (status != CUBLAS_STATUS_SUCCESS) throw DeviceError(call, cublasGetStatusString(status), where);
 }
 
 cublasHandle_t create_handle() {
   cublasHandle_t handle = nullptr;
-  require_success(cublasCreate(&handle), "cublasCreate");
+  check(cublasCreate(&handle), "cublasCreate");
   return handle;
 }
 
@@ -22,7 +22,7 @@ cublasHandle_t create_handle() {
 cublasHandle_t handle_of(const Stream& stream) {
   thread_local HandleCache<cublasHandle_t, cublasDestroy> cache;
   const cublasHandle_t handle = cache.get(stream.device(), stream.native(), create_handle);
-  require_success(cublasSetStream(handle, static_cast<cudaStream_t>(stream.native())), "cublasSetStream");
+  check(cublasSetStream(handle, static_cast<cudaStream_t>(stream.native())), "cublasSetStream");
   return handle;
 }
 
@@ -35,15 +35,15 @@ void multiply(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
   const cublasOperation_t first = operation(p.transpose_b);
   const cublasOperation_t second = operation(p.transpose_a);
   if (batch.count == 1) {
-    require_success(cublasSgemm_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b,
-                                   p.leading_b, p.a, p.leading_a, &p.beta, p.c, p.leading_c),
-                    "cublasSgemm_64");
+    check(cublasSgemm_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b, p.leading_b, p.a,
+                         p.leading_a, &p.beta, p.c, p.leading_c),
+          "cublasSgemm_64");
     return;
   }
-  require_success(cublasSgemmStridedBatched_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha,
-                                               p.b, p.leading_b, batch.step_b, p.a, p.leading_a, batch.step_a,
-                                               &p.beta, p.c, p.leading_c, batch.step_c, batch.count),
-                  "cublasSgemmStridedBatched_64");
+  check(cublasSgemmStridedBatched_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b,
+                                     p.leading_b, batch.step_b, p.a, p.leading_a, batch.step_a, &p.beta, p.c,
+                                     p.leading_c, batch.step_c, batch.count),
+        "cublasSgemmStridedBatched_64");
 }
 
 }  // namespace
@@ -52,7 +52,7 @@ void multiply(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
 namespace pipeoptim::detail {
 
 void cuda_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch) {
-  const cuda::CurrentDevice current(stream.device());
+  const cuda::DeviceGuard current(stream.device());
   cuda::multiply(cuda::handle_of(stream), product, batch);
 }
 

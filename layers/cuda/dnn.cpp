@@ -17,14 +17,14 @@ namespace {
 
 constexpr std::size_t kMaxWorkspace = std::size_t{1} << 30;  // bytes that one algorithm may ask for
 
-void require_success(cudnnStatus_t status, const char* call,
-                     std::source_location where = std::source_location::current()) {
+void check(cudnnStatus_t status, const char* call,
+           std::source_location where = std::source_location::current()) {
   if (status != CUDNN_STATUS_SUCCESS) throw DeviceError(call, cudnnGetErrorString(status), where);
 }
 
 cudnnHandle_t create_handle() {
   cudnnHandle_t handle = nullptr;
-  require_success(cudnnCreate(&handle), "cudnnCreate");
+  check(cudnnCreate(&handle), "cudnnCreate");
   return handle;
 }
 
@@ -32,7 +32,7 @@ cudnnHandle_t create_handle() {
 cudnnHandle_t handle_of(Device device, void* stream) {
   thread_local HandleCache<cudnnHandle_t, cudnnDestroy> cache;
   const cudnnHandle_t handle = cache.get(device, stream, create_handle);
-  require_success(cudnnSetStream(handle, static_cast<cudaStream_t>(stream)), "cudnnSetStream");
+  check(cudnnSetStream(handle, static_cast<cudaStream_t>(stream)), "cudnnSetStream");
   return handle;
 }
 
@@ -47,11 +47,11 @@ class TensorDescriptor {
  public:
   explicit TensorDescriptor(const Shape& nhwc) {
     cudnnTensorDescriptor_t created = nullptr;
-    require_success(cudnnCreateTensorDescriptor(&created), "cudnnCreateTensorDescriptor");
+    check(cudnnCreateTensorDescriptor(&created), "cudnnCreateTensorDescriptor");
     owned_.reset(created);
-    require_success(cudnnSetTensor4dDescriptor(created, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, narrow(nhwc[0]),
-                                               narrow(nhwc[3]), narrow(nhwc[1]), narrow(nhwc[2])),
-                    "cudnnSetTensor4dDescriptor");
+    check(cudnnSetTensor4dDescriptor(created, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, narrow(nhwc[0]),
+                                     narrow(nhwc[3]), narrow(nhwc[1]), narrow(nhwc[2])),
+          "cudnnSetTensor4dDescriptor");
   }
   cudnnTensorDescriptor_t get() const { return owned_.get(); }
 
@@ -63,12 +63,12 @@ class FilterDescriptor {
  public:
   explicit FilterDescriptor(const ConvolutionSpec& spec) {
     cudnnFilterDescriptor_t created = nullptr;
-    require_success(cudnnCreateFilterDescriptor(&created), "cudnnCreateFilterDescriptor");
+    check(cudnnCreateFilterDescriptor(&created), "cudnnCreateFilterDescriptor");
     owned_.reset(created);
-    require_success(cudnnSetFilter4dDescriptor(created, CUDNN_DATA_FLOAT, CUDNN_TENSOR_NHWC,
-                                               narrow(spec.out_channels), narrow(spec.input[3] / spec.groups),
-                                               narrow(spec.kernel), narrow(spec.kernel)),
-                    "cudnnSetFilter4dDescriptor");
+    check(cudnnSetFilter4dDescriptor(created, CUDNN_DATA_FLOAT, CUDNN_TENSOR_NHWC, narrow(spec.out_channels),
+                                     narrow(spec.input[3] / spec.groups), narrow(spec.kernel),
+                                     narrow(spec.kernel)),
+          "cudnnSetFilter4dDescriptor");
   }
   cudnnFilterDescriptor_t get() const { return owned_.get(); }
 
@@ -80,17 +80,16 @@ class GeometryDescriptor {
  public:
   explicit GeometryDescriptor(const ConvolutionSpec& spec) {
     cudnnConvolutionDescriptor_t created = nullptr;
-    require_success(cudnnCreateConvolutionDescriptor(&created), "cudnnCreateConvolutionDescriptor");
+    check(cudnnCreateConvolutionDescriptor(&created), "cudnnCreateConvolutionDescriptor");
     owned_.reset(created);
     const int padding = narrow(spec.padding);
     const int stride = narrow(spec.stride);
     const int dilation = narrow(spec.dilation);
-    require_success(cudnnSetConvolution2dDescriptor(created, padding, padding, stride, stride, dilation,
-                                                    dilation, CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT),
-                    "cudnnSetConvolution2dDescriptor");
-    require_success(cudnnSetConvolutionGroupCount(created, narrow(spec.groups)),
-                    "cudnnSetConvolutionGroupCount");
-    require_success(cudnnSetConvolutionMathType(created, CUDNN_FMA_MATH), "cudnnSetConvolutionMathType");
+    check(cudnnSetConvolution2dDescriptor(created, padding, padding, stride, stride, dilation, dilation,
+                                          CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT),
+          "cudnnSetConvolution2dDescriptor");
+    check(cudnnSetConvolutionGroupCount(created, narrow(spec.groups)), "cudnnSetConvolutionGroupCount");
+    check(cudnnSetConvolutionMathType(created, CUDNN_FMA_MATH), "cudnnSetConvolutionMathType");
   }
   cudnnConvolutionDescriptor_t get() const { return owned_.get(); }
 
@@ -129,7 +128,7 @@ class CudaConvolution final : public ConvolutionPlan {
         w_(spec),
         y_(output_),
         geometry_(spec) {
-    const CurrentDevice current(device);
+    const DeviceGuard current(device);
     const cudnnHandle_t handle = handle_of(device, nullptr);
     choose_forward(handle);
     choose_backward_data(handle);
@@ -144,8 +143,8 @@ class CudaConvolution final : public ConvolutionPlan {
     if ((operands.bias != nullptr) != has_bias_) {
       throw std::invalid_argument("convolution: the plan and the call disagree about a bias");
     }
-    const CurrentDevice current(stream.device());
-    require_success(
+    const DeviceGuard current(stream.device());
+    check(
         cudnnConvolutionForward(handle_of(stream.device(), stream.native()), &kOne, x_.get(), operands.input,
                                 w_.get(), operands.weights, geometry_.get(), forward_.algorithm, workspace,
                                 forward_.workspace, &kZero, y_.get(), operands.output),
@@ -157,23 +156,23 @@ class CudaConvolution final : public ConvolutionPlan {
 
   void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
                      std::byte* workspace) const override {
-    const CurrentDevice current(stream.device());
-    require_success(cudnnConvolutionBackwardData(handle_of(stream.device(), stream.native()), &kOne, w_.get(),
-                                                 operands.weights, y_.get(), operands.output_gradient,
-                                                 geometry_.get(), data_.algorithm, workspace, data_.workspace,
-                                                 &kZero, x_.get(), operands.input_gradient),
-                    "cudnnConvolutionBackwardData");
+    const DeviceGuard current(stream.device());
+    check(cudnnConvolutionBackwardData(handle_of(stream.device(), stream.native()), &kOne, w_.get(),
+                                       operands.weights, y_.get(), operands.output_gradient, geometry_.get(),
+                                       data_.algorithm, workspace, data_.workspace, &kZero, x_.get(),
+                                       operands.input_gradient),
+          "cudnnConvolutionBackwardData");
   }
 
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
                         std::byte* workspace) const override {
-    const CurrentDevice current(stream.device());
+    const DeviceGuard current(stream.device());
     const float* const beta = operands.mode == GradientMode::kAdd ? &kOne : &kZero;
-    require_success(cudnnConvolutionBackwardFilter(
-                        handle_of(stream.device(), stream.native()), &kOne, x_.get(), operands.input,
-                        y_.get(), operands.output_gradient, geometry_.get(), weights_.algorithm, workspace,
-                        weights_.workspace, beta, w_.get(), operands.weight_gradient),
-                    "cudnnConvolutionBackwardFilter");
+    check(cudnnConvolutionBackwardFilter(handle_of(stream.device(), stream.native()), &kOne, x_.get(),
+                                         operands.input, y_.get(), operands.output_gradient, geometry_.get(),
+                                         weights_.algorithm, workspace, weights_.workspace, beta, w_.get(),
+                                         operands.weight_gradient),
+          "cudnnConvolutionBackwardFilter");
   }
 
  private:
@@ -183,40 +182,38 @@ class CudaConvolution final : public ConvolutionPlan {
   void choose_forward(cudnnHandle_t handle) {
     std::array<cudnnConvolutionFwdAlgoPerf_t, CUDNN_CONVOLUTION_FWD_ALGO_COUNT> candidates{};
     int count = 0;
-    require_success(cudnnGetConvolutionForwardAlgorithm_v7(handle, x_.get(), w_.get(), geometry_.get(),
-                                                           y_.get(), static_cast<int>(candidates.size()),
-                                                           &count, candidates.data()),
-                    "cudnnGetConvolutionForwardAlgorithm_v7");
+    check(cudnnGetConvolutionForwardAlgorithm_v7(handle, x_.get(), w_.get(), geometry_.get(), y_.get(),
+                                                 static_cast<int>(candidates.size()), &count,
+                                                 candidates.data()),
+          "cudnnGetConvolutionForwardAlgorithm_v7");
     forward_.algorithm = first_usable(candidates, count, "forward");
-    require_success(
-        cudnnGetConvolutionForwardWorkspaceSize(handle, x_.get(), w_.get(), geometry_.get(), y_.get(),
-                                                forward_.algorithm, &forward_.workspace),
-        "cudnnGetConvolutionForwardWorkspaceSize");
+    check(cudnnGetConvolutionForwardWorkspaceSize(handle, x_.get(), w_.get(), geometry_.get(), y_.get(),
+                                                  forward_.algorithm, &forward_.workspace),
+          "cudnnGetConvolutionForwardWorkspaceSize");
   }
   void choose_backward_data(cudnnHandle_t handle) {
     std::array<cudnnConvolutionBwdDataAlgoPerf_t, CUDNN_CONVOLUTION_BWD_DATA_ALGO_COUNT> candidates{};
     int count = 0;
-    require_success(cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, w_.get(), y_.get(), geometry_.get(),
-                                                                x_.get(), static_cast<int>(candidates.size()),
-                                                                &count, candidates.data()),
-                    "cudnnGetConvolutionBackwardDataAlgorithm_v7");
+    check(cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, w_.get(), y_.get(), geometry_.get(), x_.get(),
+                                                      static_cast<int>(candidates.size()), &count,
+                                                      candidates.data()),
+          "cudnnGetConvolutionBackwardDataAlgorithm_v7");
     data_.algorithm = first_usable(candidates, count, "backward data");
-    require_success(cudnnGetConvolutionBackwardDataWorkspaceSize(handle, w_.get(), y_.get(), geometry_.get(),
-                                                                 x_.get(), data_.algorithm, &data_.workspace),
-                    "cudnnGetConvolutionBackwardDataWorkspaceSize");
+    check(cudnnGetConvolutionBackwardDataWorkspaceSize(handle, w_.get(), y_.get(), geometry_.get(), x_.get(),
+                                                       data_.algorithm, &data_.workspace),
+          "cudnnGetConvolutionBackwardDataWorkspaceSize");
   }
   void choose_backward_weights(cudnnHandle_t handle) {
     std::array<cudnnConvolutionBwdFilterAlgoPerf_t, CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT> candidates{};
     int count = 0;
-    require_success(cudnnGetConvolutionBackwardFilterAlgorithm_v7(
-                        handle, x_.get(), y_.get(), geometry_.get(), w_.get(),
-                        static_cast<int>(candidates.size()), &count, candidates.data()),
-                    "cudnnGetConvolutionBackwardFilterAlgorithm_v7");
+    check(cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, x_.get(), y_.get(), geometry_.get(), w_.get(),
+                                                        static_cast<int>(candidates.size()), &count,
+                                                        candidates.data()),
+          "cudnnGetConvolutionBackwardFilterAlgorithm_v7");
     weights_.algorithm = first_usable(candidates, count, "backward weights");
-    require_success(
-        cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, x_.get(), y_.get(), geometry_.get(), w_.get(),
-                                                       weights_.algorithm, &weights_.workspace),
-        "cudnnGetConvolutionBackwardFilterWorkspaceSize");
+    check(cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, x_.get(), y_.get(), geometry_.get(),
+                                                         w_.get(), weights_.algorithm, &weights_.workspace),
+          "cudnnGetConvolutionBackwardFilterWorkspaceSize");
   }
 
   bool has_bias_;

@@ -1,42 +1,15 @@
-// What the CUDA files of this folder share: checked calls, the current device, and library handles.
+// What the CUDA files of this folder share: library handles.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include <map>
 #include <memory>
-#include <source_location>
-#include <string>
 #include <type_traits>
 #include <utility>
 
-#include "kernels/runtime/error.h"
+#include "kernels/runtime/cuda/cuda_check.h"
 #include "kernels/runtime/stream.h"
 
 namespace pipeoptim::cuda {
-
-inline void require_success(cudaError_t status, const char* call,
-                            std::source_location where = std::source_location::current()) {
-  if (status != cudaSuccess) throw DeviceError(call, cudaGetErrorString(status), where);
-}
-
-// Makes a device the calling thread's current one and puts the former back.
-class CurrentDevice {
- public:
-  explicit CurrentDevice(Device device) : device_(device.ordinal) {
-    require_success(cudaGetDevice(&before_), "cudaGetDevice");
-    if (before_ != device_) require_success(cudaSetDevice(device_), "cudaSetDevice");
-  }
-  ~CurrentDevice() {
-    if (before_ != device_) static_cast<void>(cudaSetDevice(before_));
-  }
-  CurrentDevice(const CurrentDevice&) = delete;
-  CurrentDevice& operator=(const CurrentDevice&) = delete;
-
- private:
-  int device_;
-  int before_ = 0;
-};
 
 // A vendor's create/destroy pair as an owner.
 template <auto kDestroy>
