@@ -46,6 +46,12 @@ endif()
 
 find_package(Threads REQUIRED)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
+if(PIPEOPTIM_SANITIZE MATCHES "thread")
+  # ThreadSanitizer does not see how OpenMP's threads wait for one another and would weigh each access of theirs
+  # as a race, for minutes: there, teams are of one thread.
+  set(OpenMP_CXX_FLAGS -fopenmp-simd -Wno-unknown-pragmas)
+  set_target_properties(OpenMP::OpenMP_CXX PROPERTIES INTERFACE_COMPILE_OPTIONS "${OpenMP_CXX_FLAGS}")
+endif()
 # The libraries that docs/dependencies.md accounts for; found here so that every folder sees their targets.
 find_package(onednn REQUIRED)
 find_package(ZLIB REQUIRED)
@@ -65,7 +71,7 @@ list(JOIN host_flags "," host_flags_joined)
 function(pipeoptim_flags target)
   target_include_directories(${target} PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>)
   target_compile_options(${target} PRIVATE
-    $<$<COMPILE_LANGUAGE:CXX>:${host_flags};${warnings};-Wpedantic>)
+    $<$<COMPILE_LANGUAGE:CXX>:${warnings};-Wpedantic;${host_flags}>)
   if(PIPEOPTIM_CUDA)
     target_compile_definitions(${target} PUBLIC PIPEOPTIM_WITH_CUDA=1)
     target_compile_options(${target} PRIVATE
