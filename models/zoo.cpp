@@ -70,6 +70,8 @@ Layers make_cnn(const ModelOptions& options) {
   add<MaxPool2d>(layers, "pool");
   add<Conv2d>(layers, "conv4", conv3x3(2 * w, 4 * w));
   add<BatchNorm2d>(layers, "bn4", 4 * w, kWithRelu);
+  add<Conv2d>(layers, "conv5", conv3x3(4 * w, 4 * w));
+  add<BatchNorm2d>(layers, "bn5", 4 * w, kWithRelu);
   add<Flatten>(layers, "flatten");
   add<Linear>(layers, "fc1", 4 * w * height * width, 8 * w);
   add<ReLU>(layers, "relu");

@@ -1,17 +1,16 @@
 // The models that the program knows by name, with PyTorch's tensor names.
 //
 //   mlp       nn.Sequential(Linear, ReLU, ..., Linear) on the image as {C H W} values: "0.weight", "0.bias",
-//   "2.weight" cnn       four 3x3 convolutions with batch norm, two linears; `width` w gives channels w, 2w,
-//   2w, 4w and 8w hidden
-//             units: conv1 bn1, conv2 (stride 2) bn2, conv3 bn3, 2x2 max pooling, conv4 bn4, fc1, fc2; about
-//             8 million operations forward for a 28x28 image at w = 16
+//             "2.weight", and so on
+//   cnn       five 3x3 convolutions with batch norm, two linears. `width` w gives channels w, 2w, 2w, 4w, 4w
+//             and 8w hidden units: conv1 bn1, conv2 (stride 2) bn2, conv3 bn3, 2x2 max pooling, conv4 bn4,
+//             conv5 bn5, fc1, fc2; about 11 million operations forward for a 28x28 image at w = 16. Its work
+//             divides evenly over two and over four stages
 //   resnet20  He et al., arXiv 1512.03385, section 4.2, with torchvision's names: conv1, bn1, layer1.0.conv1,
-//   ...,
-//             layer2.0.downsample.0 (1x1 convolution) and .1 (its batch norm), fc
-//   vgg16     Simonyan and Zisserman, arXiv 1409.1556, configuration D with batch norm, in the form usual for
-//   CIFAR:
-//             torchvision's features.0 to features.43 (convolutions with bias), then one linear "classifier"
-//             on the mean over what is left of the image (1x1 of 512 channels for 32x32 pixels)
+//             and so on, layer2.0.downsample.0 (1x1 convolution) and .1 (its batch norm), fc
+//   vgg16     Simonyan and Zisserman, arXiv 1409.1556, configuration D with batch norm, in the form usual
+//             for CIFAR: torchvision's features.0 to features.43 (convolutions with bias), then one linear
+//             "classifier" on the mean over what is left of the image (1x1 of 512 channels for 32x32 pixels)
 #pragma once
 
 #include <cstdint>

@@ -88,6 +88,8 @@ class Cnn(nn.Module):
         self.pool = nn.MaxPool2d(2)
         self.conv4 = nn.Conv2d(2 * w, 4 * w, 3, padding=1, bias=False)
         self.bn4 = nn.BatchNorm2d(4 * w)
+        self.conv5 = nn.Conv2d(4 * w, 4 * w, 3, padding=1, bias=False)
+        self.bn5 = nn.BatchNorm2d(4 * w)
         self.fc1 = nn.Linear(4 * w * 7 * 7, 8 * w)
         self.fc2 = nn.Linear(8 * w, 10)
 
@@ -96,6 +98,7 @@ class Cnn(nn.Module):
         x = self.bn2(self.conv2(x)).relu()
         x = self.pool(self.bn3(self.conv3(x)).relu())
         x = self.bn4(self.conv4(x)).relu()
+        x = self.bn5(self.conv5(x)).relu()
         return self.fc2(self.fc1(x.flatten(1)).relu())
 
 
