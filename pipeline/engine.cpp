@@ -63,15 +63,16 @@ namespace {
 struct Place {
   const PlacedTensor* placed = nullptr;
   float* data = nullptr;
+  Device device;
 };
 
 Place find(std::vector<Stage>& stages, const std::string& name) {
   for (Stage& stage : stages) {
     for (const PlacedTensor& placed : stage.parameters()) {
-      if (placed.tensor.name == name) return {&placed, stage.weights() + placed.offset};
+      if (placed.tensor.name == name) return {&placed, stage.weights() + placed.offset, stage.device()};
     }
     for (const PlacedTensor& placed : stage.states()) {
-      if (placed.tensor.name == name) return {&placed, stage.state_values() + placed.offset};
+      if (placed.tensor.name == name) return {&placed, stage.state_values() + placed.offset, stage.device()};
     }
   }
   throw std::invalid_argument("the model has no tensor named '" + name + "'");
@@ -98,7 +99,7 @@ std::vector<float> Engine::read_tensor(const std::string& name) const {
   const Place place = find(impl_->stages, name);
   const Shape& shape = place.placed->tensor.shape;
   std::vector<float> stored(static_cast<std::size_t>(shape.elements()));
-  copy_to_host(stored.data(), place.data, stored.size() * sizeof(float), impl_->config.device);
+  copy_to_host(stored.data(), place.data, stored.size() * sizeof(float), place.device);
   if (place.placed->storage == Storage::kRowMajor) return stored;
   std::vector<float> values(stored.size());
   visit_channels_last(shape, [&](std::size_t file, std::size_t arena) { values[file] = stored[arena]; });
@@ -118,7 +119,7 @@ void Engine::write_tensor(const std::string& name, std::span<const float> values
   if (place.placed->storage == Storage::kChannelsLast) {
     visit_channels_last(shape, [&](std::size_t file, std::size_t arena) { stored[arena] = values[file]; });
   }
-  copy_from_host(place.data, stored.data(), stored.size() * sizeof(float), impl_->config.device);
+  copy_from_host(place.data, stored.data(), stored.size() * sizeof(float), place.device);
 }
 
 std::vector<StageInfo> Engine::stage_info() const {
@@ -126,6 +127,7 @@ std::vector<StageInfo> Engine::stage_info() const {
   for (std::size_t k = 0; k < impl_->stages.size(); ++k) {
     const Stage& stage = impl_->stages[k];
     StageInfo info;
+    info.device = stage.device();
     for (const auto& child : stage.layers().children()) {
       std::int64_t count = 0;
       for (const Parameter& parameter : child.layer->parameters()) count += parameter.shape.elements();

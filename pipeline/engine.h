@@ -59,6 +59,7 @@ struct LayerInfo {
 };
 
 struct StageInfo {
+  Device device;
   std::vector<LayerInfo> layers;
   std::vector<std::string> parameters;  // global names of the trained tensors
   std::int64_t parameter_count = 0;
@@ -106,6 +107,7 @@ struct TraceSpan {
 
 struct EngineConfig {
   Device device = {};
+  int devices = 1;  // CUDA: stages are divided, in order, over this many devices from `device` on
   int threads = 1;  // of the whole process, divided over the stages (at least one each)
   std::string method = "pipeoptim";
   HorizonPolicy horizon = HorizonPolicy::kExact;

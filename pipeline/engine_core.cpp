@@ -25,12 +25,18 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   }
   microbatch_records = minibatch_records / micro();
   input[0] = microbatch_records;
-  require_usable(config.device);
+  const int depth = static_cast<int>(layers.size());
+  if (config.devices < 1 || config.devices > depth) {
+    throw std::invalid_argument(std::to_string(depth) + " stages cannot be divided over " +
+                                std::to_string(config.devices) + " devices");
+  }
+  for (int i = 0; i < config.devices; ++i) {
+    require_usable({config.device.backend, config.device.ordinal + i});
+  }
   make_optimizer(config.device, config.optimizer,
                  {});  // only to refuse bad hyper-parameters before anything runs
 
   // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
-  const int depth = static_cast<int>(layers.size());
   schedule = make_schedule(config.method, {depth, 4 * depth, micro(), config.horizon});
   Shape shape = input;
   std::uint64_t random_layer = 0;
@@ -39,7 +45,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     const auto has = [&](auto&& predicate) { return std::any_of(program.begin(), program.end(), predicate); };
     const bool split = has([](const Instruction& i) { return i.op == Op::kBackwardInput; });
     StageOptions options;
-    options.device = config.device;
+    options.device = {config.device.backend, config.device.ordinal + k * config.devices / depth};
     options.threads = threads_of(k);
     options.index = k;
     options.optimizer = config.optimizer;
@@ -70,23 +76,29 @@ int EngineCore::threads_of(int stage) const {
 
 void EngineCore::allocate() {
   if (allocated) return;
+  const Device first = device_of(0);
+  const Device last = device_of(depth() - 1);
   for (int k = 0; k < depth(); ++k) {
     const auto index = static_cast<std::size_t>(k);
+    const Device previous = device_of(std::max(k - 1, 0));
+    const Device next = device_of(std::min(k + 1, depth() - 1));
+    for (const Device neighbour : {previous, next}) enable_peer_access(device_of(k), neighbour);
     stages[index].allocate();
-    lanes.push_back(std::make_unique<StageLane>(config.device, threads_of(k), k, schedule.slots[index],
-                                                config.execution));
+    lanes.push_back(std::make_unique<StageLane>(device_of(k), previous, next, threads_of(k), k,
+                                                schedule.slots[index], config.execution));
     lanes.back()->stashed_version.resize(static_cast<std::size_t>(schedule.version_slots[index]));
   }
   label_ring = schedule.slots[0] + depth() + 2;
-  labels = Buffer<std::int32_t>(config.device, static_cast<std::size_t>(label_ring * microbatch_records));
+  enable_peer_access(first, last);  // whose labels come with the inputs of the first stage
+  labels = Buffer<std::int32_t>(last, static_cast<std::size_t>(label_ring * microbatch_records));
   for (std::int64_t i = 0; i < label_ring; ++i) {
-    label_ready.emplace_back(config.device);
-    label_free.emplace_back(config.device);
+    label_ready.emplace_back(first);
+    label_free.emplace_back(last);
   }
-  for (std::int64_t i = 0; i < kResultRing; ++i) result_ready.emplace_back(config.device);
-  loss_sums = Buffer<double>(config.device, kResultRing, MemoryKind::kPinned);
-  correct = Buffer<std::int32_t>(config.device, kResultRing, MemoryKind::kPinned);
-  loss_workspace = Memory(config.device, loss->workspace_bytes(stages.back().output_shape()));
+  for (std::int64_t i = 0; i < kResultRing; ++i) result_ready.emplace_back(last);
+  loss_sums = Buffer<double>(last, kResultRing, MemoryKind::kPinned);
+  correct = Buffer<std::int32_t>(last, kResultRing, MemoryKind::kPinned);
+  loss_workspace = Memory(last, loss->workspace_bytes(stages.back().output_shape()));
   status.resize(stages.size());
   timing.resize(stages.size());
   allocated = true;

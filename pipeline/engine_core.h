@@ -1,6 +1,7 @@
 // What an engine owns between passes: stages, lanes, the current schedule, results. Private to pipeline.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -14,6 +15,8 @@ namespace pipeoptim {
 
 // Results that may be under way before the oldest is looked at.
 inline constexpr std::int64_t kResultRing = 64;
+
+using PassClock = std::chrono::steady_clock;
 
 struct EngineCore {
   EngineConfig config;
@@ -43,6 +46,7 @@ struct EngineCore {
   std::vector<std::unique_ptr<StageLane>> lanes;  // after everything that their work refers to
 
   int depth() const { return static_cast<int>(stages.size()); }
+  Device device_of(int stage) const { return stages[static_cast<std::size_t>(stage)].device(); }
   int micro() const { return config.microbatches_per_update; }
 
   EngineCore(EngineConfig engine_config, std::vector<std::vector<NamedLayer>> layers,

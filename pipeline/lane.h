@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -15,32 +14,38 @@ namespace pipeoptim {
 
 enum StreamId : std::size_t { kCompute = 0, kActivations = 1, kGradients = 2 };
 
-inline double microseconds(std::chrono::steady_clock::duration duration) {
-  return std::chrono::duration<double, std::micro>(duration).count();
-}
+// The latest instructions of one stream, each between two events. Their times are looked at when an entry is
+// used again, so long after its work that nobody waits.
+struct SpanRing {
+  static constexpr std::size_t kEntries = 256;
+  struct Entry {
+    explicit Entry(Device device) : begin(device, EventTiming::kOn), end(device, EventTiming::kOn) {}
+    Event begin, end;
+    Op op = Op::kForward;
+    std::int64_t microbatch = 0;
+  };
 
-using PassClock = std::chrono::steady_clock;
+  explicit SpanRing(Device device) {
+    for (std::size_t i = 0; i < kEntries; ++i) entries.emplace_back(device);
+  }
+  Entry& at(std::size_t i) { return entries[i % kEntries]; }
 
-// What a stream's worker writes down about its work; read after the pass.
-struct Span {
-  Op op;
-  std::int64_t microbatch;
-  PassClock::time_point begin, end;
-};
-struct SpanLog {
-  std::vector<Span> spans;  // sized before the pass where a trace is wanted
-  std::size_t next = 0;
-  PassClock::time_point begin;
+  std::vector<Entry> entries;
+  std::size_t issued = 0, taken = 0;
 };
 
 struct StageLane {
-  StageLane(Device device, int threads, int index, int slots, HostExecution execution) {
+  // `previous` and `next`: the devices of the neighbours, whose streams read this stage's results.
+  StageLane(Device device, Device previous, Device next, int threads, int index, int slots,
+            HostExecution execution)
+      : pass_start(device, EventTiming::kOn), spans{SpanRing(device), SpanRing(device), SpanRing(device)} {
     const std::string name = "stage" + std::to_string(index);
     for (int i = 0; i < slots; ++i) {
-      for (auto* events : {&input_ready, &slot_free, &output_ready, &output_consumed, &gradient_ready,
-                           &input_gradient_ready, &input_gradient_consumed}) {
+      for (auto* events : {&input_ready, &slot_free, &output_ready, &gradient_ready, &input_gradient_ready}) {
         events->emplace_back(device);
       }
+      output_consumed.emplace_back(next);
+      input_gradient_consumed.emplace_back(previous);
     }
     streams.emplace_back(device, StreamOptions{threads, execution, name});
     streams.emplace_back(device, StreamOptions{1, execution, name + "-act"});
@@ -55,16 +60,17 @@ struct StageLane {
   std::vector<Event> input_gradient_ready;     // compute
   std::vector<Event> input_gradient_consumed;  // previous stage's gradients stream
 
-  // Written by the compute worker in stream order.
+  // Written by the compute worker in stream order, where a pass asks for versions.
   std::int64_t version = 0;  // completed updates since the start of training
   std::int64_t predicted_version = 0;
   int predicted_horizon = 0;
   std::vector<std::int64_t> stashed_version;
   std::vector<VersionRecord> versions;
-  double busy_us = 0;  // of the compute stream
-  PassClock::time_point pass_begin, pass_end;
-  bool started = false;
-  std::array<SpanLog, 3> logs;  // by stream
+
+  // Microseconds since the engine was made or, busy, of the compute stream's work; of the last pass.
+  Event pass_start;
+  double pass_start_us = 0, first_us = 0, last_us = 0, busy_us = 0;
+  std::array<SpanRing, 3> spans;  // by stream
 
   std::vector<Stream> streams;  // last: destroyed first, before what their work refers to
 };

@@ -34,35 +34,36 @@ const char* op_name(Op op) {
 
 PassRecorder::PassRecorder(EngineCore& core, const Schedule& schedule, const TrainPass& pass)
     : core_(core), pass_(pass), first_microbatch_(pass.first_step * schedule.microbatches_per_update) {
-  for (int k = 0; k < core_.depth(); ++k) {
-    StageLane& here = lane(k);
-    const std::size_t instructions = schedule.stages[static_cast<std::size_t>(k)].size();
-    here.busy_us = 0;
-    here.started = false;
-    here.versions.clear();
-    if (pass_.on_version) here.versions.reserve(instructions);
-    for (SpanLog& log : here.logs) {
-      log.next = 0;
-      if (core_.config.trace) log.spans.resize(instructions);
-    }
-  }
+  for (int k = 0; k < core_.depth(); ++k) start(k, schedule.stages[static_cast<std::size_t>(k)].size());
+}
+
+void PassRecorder::start(int k, std::size_t instructions) {
+  StageLane& here = lane(k);
+  here.version = pass_.first_step;
+  here.versions.clear();
+  if (pass_.on_version) here.versions.reserve(instructions);
+  here.busy_us = 0;
+  for (SpanRing& ring : here.spans) ring.issued = ring.taken = 0;
+  here.streams[kCompute].record(here.pass_start);
+  here.pass_start.synchronize();
+  here.pass_start_us = std::chrono::duration<double, std::micro>(PassClock::now() - core_.epoch).count();
 }
 
 std::int64_t PassRecorder::global_microbatch(const Instruction& instruction) const {
   return first_microbatch_ + instruction.microbatch;
 }
 
-void PassRecorder::note_version(int k, const Instruction& instruction, char op) {
+void PassRecorder::note_pass(int k, const Instruction& instruction, char op) {
   if (!pass_.on_version) return;
   StageLane* const here = &lane(k);
   VersionRecord record{k, pass_.first_step + instruction.minibatch, global_microbatch(instruction), op, 0, 0};
   here->streams[kCompute].submit(
       [here, record, source = instruction.source, slot = instruction.version_slot]() mutable {
         record.version = here->version;
-        if (record.op != 'U' && source == WeightSource::kVersion) {
+        if (source == WeightSource::kVersion) {
           record.version = here->stashed_version[static_cast<std::size_t>(slot)];
         }
-        if (record.op != 'U' && source == WeightSource::kPredicted) {
+        if (source == WeightSource::kPredicted) {
           record.version = here->predicted_version;
           record.horizon = here->predicted_horizon;
         }
@@ -70,65 +71,77 @@ void PassRecorder::note_version(int k, const Instruction& instruction, char op) 
       });
 }
 
-void PassRecorder::begin_span(int k, StreamId stream) {
+void PassRecorder::note_weights(int k, const Instruction& instruction) {
+  if (!pass_.on_version) return;
   StageLane* const here = &lane(k);
-  here->streams[stream].submit([here, stream] {
-    here->logs[stream].begin = PassClock::now();
-    if (stream != kCompute) return;
-    if (!here->started) here->pass_begin = here->logs[stream].begin;
-    here->started = true;
+  VersionRecord record{k, pass_.first_step + instruction.minibatch, global_microbatch(instruction), 'U', 0,
+                       0};
+  here->streams[kCompute].submit([here, record, op = instruction.op, horizon = instruction.horizon,
+                                  slot = instruction.version_slot]() mutable {
+    if (op == Op::kUpdate || op == Op::kUpdatePredict) {
+      record.version = ++here->version;
+      here->versions.push_back(record);  // reserved
+    }
+    if (op == Op::kPredict || op == Op::kUpdatePredict) {
+      here->predicted_version = here->version;
+      here->predicted_horizon = horizon;
+    }
+    if (op == Op::kStashWeights) here->stashed_version[static_cast<std::size_t>(slot)] = here->version;
   });
 }
 
-void PassRecorder::end_span(int k, StreamId stream, const Instruction& instruction) {
-  StageLane* const here = &lane(k);
-  const bool keep = core_.config.trace;
-  here->streams[stream].submit(
-      [here, stream, keep, op = instruction.op, microbatch = global_microbatch(instruction)] {
-        SpanLog& log = here->logs[stream];
-        const Span span{op, microbatch, log.begin, PassClock::now()};
-        if (stream == kCompute) {
-          here->busy_us += microseconds(span.end - span.begin);
-          here->pass_end = span.end;
-        }
-        if (keep) log.spans[log.next++] = span;
-      });
+void PassRecorder::begin_span(int k, StreamId stream, const Instruction& instruction) {
+  if (!times(stream)) return;
+  SpanRing& ring = lane(k).spans[stream];
+  if (ring.issued - ring.taken == SpanRing::kEntries) take_span(k, stream);
+  SpanRing::Entry& entry = ring.at(ring.issued);
+  entry.op = instruction.op;
+  entry.microbatch = global_microbatch(instruction);
+  lane(k).streams[stream].record(entry.begin);
+}
+
+void PassRecorder::end_span(int k, StreamId stream) {
+  if (!times(stream)) return;
+  SpanRing& ring = lane(k).spans[stream];
+  lane(k).streams[stream].record(ring.at(ring.issued++).end);
+}
+
+void PassRecorder::take_span(int k, std::size_t stream) {
+  StageLane& here = lane(k);
+  SpanRing& ring = here.spans[stream];
+  SpanRing::Entry& entry = ring.at(ring.taken);
+  entry.end.synchronize();
+  const double begin_us = here.pass_start_us + 1e3 * entry.begin.milliseconds_since(here.pass_start);
+  const double duration_us = 1e3 * entry.end.milliseconds_since(entry.begin);
+  const double end_us = begin_us + duration_us;
+  if (stream == kCompute) {
+    if (ring.taken == 0) here.first_us = begin_us;
+    here.last_us = end_us;
+    here.busy_us += duration_us;
+  }
+  if (core_.config.trace) {
+    TraceSpan span{k, static_cast<int>(stream), {}, begin_us, end_us};
+    std::snprintf(span.name, sizeof(span.name), "%s %lld", stream == kCompute ? op_name(entry.op) : "copy",
+                  static_cast<long long>(entry.microbatch));
+    core_.trace.push_back(span);
+  }
+  ++ring.taken;
 }
 
 void PassRecorder::finish(Mode mode) {
-  PassClock::time_point begin = PassClock::time_point::max();
-  PassClock::time_point end = PassClock::time_point::min();
-  for (auto& here : core_.lanes) {
-    if (!here->started) continue;
-    begin = std::min(begin, here->pass_begin);
-    end = std::max(end, here->pass_end);
-  }
+  double first_us = 0, last_us = 0;  // over all stages
   for (int k = 0; k < core_.depth(); ++k) {
     StageLane& here = lane(k);
-    if (mode == Mode::kTraining) {
-      core_.timing[static_cast<std::size_t>(k)] = {here.busy_us * 1e-6,
-                                                   std::chrono::duration<double>(end - begin).count()};
+    for (std::size_t stream = 0; stream < here.spans.size(); ++stream) {
+      while (here.spans[stream].taken < here.spans[stream].issued) take_span(k, stream);
     }
+    first_us = k == 0 ? here.first_us : std::min(first_us, here.first_us);
+    last_us = std::max(last_us, here.last_us);
     for (const VersionRecord& record : here.versions) pass_.on_version(record);
-    if (core_.config.trace) keep_trace(k);
   }
-}
-
-void PassRecorder::keep_trace(int k) {
-  const StageLane& here = lane(k);
-  for (std::size_t stream = 0; stream < here.logs.size(); ++stream) {
-    const SpanLog& log = here.logs[stream];
-    for (std::size_t i = 0; i < log.next; ++i) {
-      const Span& span = log.spans[i];
-      TraceSpan out{k,
-                    static_cast<int>(stream),
-                    {},
-                    microseconds(span.begin - core_.epoch),
-                    microseconds(span.end - core_.epoch)};
-      std::snprintf(out.name, sizeof(out.name), "%s %lld", stream == kCompute ? op_name(span.op) : "copy",
-                    static_cast<long long>(span.microbatch));
-      core_.trace.push_back(out);
-    }
+  if (mode != Mode::kTraining) return;
+  for (int k = 0; k < core_.depth(); ++k) {
+    core_.timing[static_cast<std::size_t>(k)] = {lane(k).busy_us * 1e-6, (last_us - first_us) * 1e-6};
   }
 }
 

@@ -1,5 +1,5 @@
-// What one pass leaves behind beside the trained weights: versions, busy times and trace spans, written down
-// by the streams' workers as they execute. Private to pipeline.
+// What one pass leaves behind beside the trained weights: versions, busy times and trace spans. Private to
+// pipeline.
 #pragma once
 
 #include <cstdint>
@@ -10,23 +10,29 @@ namespace pipeoptim {
 
 class PassRecorder {
  public:
+  // The streams are idle.
   PassRecorder(EngineCore& core, const Schedule& schedule, const TrainPass& pass);
 
   // Micro-batch counted from the start of training.
   std::int64_t global_microbatch(const Instruction& instruction) const;
 
-  // Stream-ordered, around the work of one instruction.
-  void begin_span(int stage, StreamId stream);
-  void end_span(int stage, StreamId stream, const Instruction& instruction);
-  // `op` is 'F', 'B' or 'U'; nothing unless the pass asks for versions.
-  void note_version(int stage, const Instruction& instruction, char op);
+  // Stream-ordered, around the work of one instruction. Copies are timed only for a trace.
+  void begin_span(int stage, StreamId stream, const Instruction& instruction);
+  void end_span(int stage, StreamId stream);
 
-  // When all streams are idle: reports the versions, keeps the trace and, of training, the timing.
+  // Stream-ordered, behind the work: what the stage has read or made. Nothing unless the pass asks for
+  // versions. `op` is 'F' or 'B'.
+  void note_pass(int stage, const Instruction& instruction, char op);
+  void note_weights(int stage, const Instruction& instruction);
+
+  // When the streams are idle again: reports the versions, keeps the trace and, of training, the timing.
   void finish(Mode mode);
 
  private:
   StageLane& lane(int stage) { return *core_.lanes[static_cast<std::size_t>(stage)]; }
-  void keep_trace(int stage);
+  bool times(StreamId stream) const { return stream == kCompute || core_.config.trace; }
+  void start(int stage, std::size_t instructions);
+  void take_span(int stage, std::size_t stream);
 
   EngineCore& core_;
   const TrainPass& pass_;

@@ -164,9 +164,9 @@ class PassRunner {
 
   void copy_to_slot(int k, StreamId stream, const Instruction& instruction, float* to, const float* from) {
     const Shape& shape = stream == kActivations ? stage(k).input_shape() : stage(k).output_shape();
-    recorder_.begin_span(k, stream);
+    recorder_.begin_span(k, stream, instruction);
     lane(k).streams[stream].copy(to, from, static_cast<std::size_t>(shape.elements()) * sizeof(float));
-    recorder_.end_span(k, stream, instruction);
+    recorder_.end_span(k, stream);
   }
 
   // The input and the labels of a micro-batch, from the source's memory to the first and the last stage.
@@ -216,11 +216,11 @@ class PassRunner {
     }
     stream.wait(here.input_ready[slot]);
     stream.wait(here.output_consumed[slot]);
-    recorder_.begin_span(k, kCompute);
+    recorder_.begin_span(k, kCompute, instruction);
     stage(k).forward(stream, stage_pass(k, instruction));
-    recorder_.note_version(k, instruction, 'F');
     if (mode_ == Mode::kEvaluation && last(k)) run_loss(k, instruction);
-    recorder_.end_span(k, kCompute, instruction);
+    recorder_.end_span(k, kCompute);
+    recorder_.note_pass(k, instruction, 'F');
     stream.record(here.output_ready[slot]);
     if (mode_ == Mode::kEvaluation) stream.record(here.slot_free[slot]);
   }
@@ -234,11 +234,11 @@ class PassRunner {
       if (!last(k)) stream.wait(here.gradient_ready[slot]);
       stream.wait(here.input_gradient_consumed[slot]);
     }
-    recorder_.begin_span(k, kCompute);
+    recorder_.begin_span(k, kCompute, instruction);
     if (makes_input_gradient && last(k)) run_loss(k, instruction);
     stage(k).backward(stream, stage_pass(k, instruction), part);
-    if (makes_input_gradient) recorder_.note_version(k, instruction, 'B');
-    recorder_.end_span(k, kCompute, instruction);
+    recorder_.end_span(k, kCompute);
+    if (makes_input_gradient) recorder_.note_pass(k, instruction, 'B');
     if (makes_input_gradient) stream.record(here.input_gradient_ready[slot]);
     if (part != Stage::Part::kInput) stream.record(here.slot_free[slot]);
   }
@@ -267,10 +267,8 @@ class PassRunner {
   }
 
   void issue_weights(int k, const Instruction& instruction) {
-    StageLane& here = lane(k);
-    Stream& stream = here.streams[kCompute];
-    recorder_.begin_span(k, kCompute);
-    StageLane* const where = &here;
+    Stream& stream = lane(k).streams[kCompute];
+    recorder_.begin_span(k, kCompute, instruction);
     switch (instruction.op) {
       case Op::kUpdate:
         stage(k).update(stream, core_.rates[static_cast<std::size_t>(instruction.minibatch)]);
@@ -284,21 +282,9 @@ class PassRunner {
         break;
       default:
         stage(k).stash_weights(stream, instruction.version_slot);
-        stream.submit([where, slot = instruction.version_slot] {
-          where->stashed_version[static_cast<std::size_t>(slot)] = where->version;
-        });
     }
-    if (instruction.op == Op::kUpdate || instruction.op == Op::kUpdatePredict) {
-      stream.submit([where] { ++where->version; });
-      recorder_.note_version(k, instruction, 'U');
-    }
-    if (instruction.op == Op::kPredict || instruction.op == Op::kUpdatePredict) {
-      stream.submit([where, horizon = instruction.horizon] {
-        where->predicted_version = where->version;
-        where->predicted_horizon = horizon;
-      });
-    }
-    recorder_.end_span(k, kCompute, instruction);
+    recorder_.end_span(k, kCompute);
+    recorder_.note_weights(k, instruction);
   }
 
   LearningRates rates_after(std::int64_t version, int horizon) const {

@@ -46,6 +46,7 @@ class Stage {
   // Allocates and fills with the initial values 0; idempotent.
   void allocate();
 
+  Device device() const { return options_.device; }
   const Shape& input_shape() const { return options_.input; }
   const Shape& output_shape() const { return plan_.output; }
   std::int64_t parameter_elements() const { return parameter_elements_; }  // of the arena, padding included

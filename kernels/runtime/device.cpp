@@ -38,6 +38,12 @@ std::string describe(const Device& device) {
   return model + ", " + std::to_string(usable_cores()) + " usable cores";
 }
 
+bool enable_peer_access(Device device, Device peer) {
+  if (device == peer) return true;
+  if (device.backend != Backend::kCuda || peer.backend != Backend::kCuda) return false;
+  return detail::cuda_enable_peer_access(device.ordinal, peer.ordinal);
+}
+
 void require_usable(const Device& device) {
   const int count = device_count(device.backend);
   if (device.ordinal >= 0 && device.ordinal < count) return;

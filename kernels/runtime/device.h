@@ -33,6 +33,10 @@ std::string describe(const Device& device);
 // Throws std::invalid_argument, naming the device and what is there, when it cannot be used.
 void require_usable(const Device& device);
 
+// Lets `device` reach the memory of `peer` directly, that of Memory included. False where the machine cannot:
+// copies then still work, staged by the driver. May be called again.
+bool enable_peer_access(Device device, Device peer);
+
 // Cores that this process may run on (its affinity mask), at least 1.
 int usable_cores();
 

@@ -131,6 +131,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "threads", options_.threads,
       "Host threads, divided over the stages (default: OMP_NUM_THREADS, or usable cores)");
   add(command, "device", options_.device, "auto, cpu, cuda");
+  add(command, "devices", options_.devices,
+      "CUDA devices, over which the stages are divided in order (0: all, at most one a stage)");
 }
 
 void CommandLine::add_optimizer(Subcommand& command) {

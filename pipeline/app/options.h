@@ -28,6 +28,7 @@ struct Options {
   int micro_batches = 1;
   int threads = 1;
   std::string device = "auto";
+  int devices = 0;  // CUDA devices; 0: all, at most one a stage
 
   OptimizerConfig optimizer;
   LrScheduleConfig lr;

@@ -69,6 +69,21 @@ Device choose_device(const std::string& name) {
   return count > 0 ? Device::cuda(0) : Device::host();
 }
 
+int choose_device_count(const Options& options, Device device) {
+  const int count = device_count(device.backend);
+  if (options.devices == 0) return std::min(count, options.stages);
+  if (options.devices > options.stages) {
+    throw std::invalid_argument("--devices " + std::to_string(options.devices) + " is more than the " +
+                                std::to_string(options.stages) + " stages");
+  }
+  if (options.devices > count) {
+    const std::string kind = device.backend == Backend::kCuda ? "CUDA device" : "host";
+    throw DataError("--devices " + std::to_string(options.devices) + " is more than the " +
+                    std::to_string(count) + " " + kind + (count == 1 ? "" : "s") + " of this machine");
+  }
+  return options.devices;
+}
+
 std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device,
                                     bool trace) {
   const Shape input{options.batch_size, shape.height, shape.width, shape.channels};
@@ -82,6 +97,7 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   const Cuts cuts = choose_cuts(options, layers, input);
   EngineConfig config;
   config.device = device;
+  config.devices = choose_device_count(options, device);
   config.threads = options.threads;
   config.method = options.method;
   config.horizon = horizon_policy(options.horizon);

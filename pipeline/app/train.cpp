@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 
 #include "kernels/runtime/device.h"
@@ -25,15 +26,19 @@ void settle_schedule(LrScheduleConfig& lr, bool lr_given, std::int64_t steps) {
   lr.total_steps = steps;
 }
 
-void print_header(const Options& options, const Engine& engine, Device device) {
+std::string processors(const Options& options, std::span<const StageInfo> stages) {
+  const Device first = stages.front().device, last = stages.back().device;
+  if (first.backend == Backend::kHost) return fmt::format("cpu, {} threads", options.threads);
+  return first == last ? to_string(first) : to_string(first) + " to " + to_string(last);
+}
+
+void print_header(const Options& options, const Engine& engine) {
   std::int64_t parameters = 0;
   const std::vector<StageInfo> stages = engine.stage_info();
   for (const StageInfo& stage : stages) parameters += stage.parameter_count;
-  fmt::print(
-      "{} ({} parameters) on {}, {} stages, {}, {}, lr {:g} ({}), batches of {}, {}\n", options.model,
-      parameters, options.data, stages.size(), options.method, options.optimizer.rule, options.lr.base_lr,
-      options.lr.kind, options.batch_size,
-      device.backend == Backend::kHost ? fmt::format("cpu, {} threads", options.threads) : to_string(device));
+  fmt::print("{} ({} parameters) on {}, {} stages, {}, {}, lr {:g} ({}), batches of {}, {}\n", options.model,
+             parameters, options.data, stages.size(), options.method, options.optimizer.rule,
+             options.lr.base_lr, options.lr.kind, options.batch_size, processors(options, stages));
   std::fflush(stdout);
 }
 
@@ -99,7 +104,7 @@ class Job {
   ExitCode run() {
     recorder_.open(line_.resolved_config());
     const bool silent = options_.quiet || options_.json;
-    if (!silent) print_header(options_, *engine_, device_);
+    if (!silent) print_header(options_, *engine_);
     const InterruptGuard guard;
     TrainingResult result;
     {

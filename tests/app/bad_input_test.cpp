@@ -58,6 +58,9 @@ TEST_F(BadInput, ImpossibleNumbers) {
   expect_refused(refused({"--stages", "9"}), 2, {"9", "8 layers"});
   expect_refused(refused({"--stages", "0"}), 2, {"--stages", "0"});
   expect_refused(refused({"--stages", "two"}), 2, {"--stages", "two"});
+  expect_refused(refused({"--devices", "-1"}), 2, {"--devices", "-1"});
+  expect_refused(refused({"--devices", "9"}), 2, {"--devices 9", "stages"});
+  expect_refused(refused({"--device", "cpu", "--devices", "2"}), 1, {"--devices 2", "1 host"});
   expect_refused(refused({"--method", "pipedream-2bw", "--micro-batches", "2"}), 2,
                  {"pipedream-2bw", "3", "got 2"});
   expect_refused(refused({"--micro-batches", "3"}), 2, {"32", "3", "micro-batches"});

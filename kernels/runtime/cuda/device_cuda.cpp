@@ -2,10 +2,8 @@
 
 #include "kernels/runtime/backend.h"
 #include "kernels/runtime/cuda/cuda_check.h"
-#include "kernels/runtime/cuda/peer_access.h"
 
-namespace pipeoptim {
-namespace detail {
+namespace pipeoptim::detail {
 
 // A missing driver and a missing card are no errors here: nothing is usable.
 int cuda_device_count() {
@@ -23,17 +21,14 @@ std::string cuda_describe(int ordinal) {
          std::to_string(properties.totalGlobalMem >> 20) + " MiB";
 }
 
-}  // namespace detail
-
-namespace cuda {
-
-bool enable_peer_access(Device device, Device peer) {
+bool cuda_enable_peer_access(int ordinal, int peer) {
+  using cuda::check;
   int possible = 0;
-  check(cudaDeviceCanAccessPeer(&possible, device.ordinal, peer.ordinal), "cudaDeviceCanAccessPeer");
+  check(cudaDeviceCanAccessPeer(&possible, ordinal, peer), "cudaDeviceCanAccessPeer");
   if (possible == 0) return false;
 
-  const DeviceGuard guard(device);
-  const cudaError_t status = cudaDeviceEnablePeerAccess(peer.ordinal, 0);
+  const cuda::DeviceGuard guard(Device::cuda(ordinal));
+  const cudaError_t status = cudaDeviceEnablePeerAccess(peer, 0);
   if (status == cudaErrorPeerAccessAlreadyEnabled) {
     static_cast<void>(cudaGetLastError());
   } else {
@@ -42,14 +37,13 @@ bool enable_peer_access(Device device, Device peer) {
 
   // Pools have access rights of their own.
   cudaMemPool_t pool = nullptr;
-  check(cudaDeviceGetDefaultMemPool(&pool, peer.ordinal), "cudaDeviceGetDefaultMemPool");
+  check(cudaDeviceGetDefaultMemPool(&pool, peer), "cudaDeviceGetDefaultMemPool");
   cudaMemAccessDesc access{};
   access.location.type = cudaMemLocationTypeDevice;
-  access.location.id = device.ordinal;
+  access.location.id = ordinal;
   access.flags = cudaMemAccessFlagsProtReadWrite;
   check(cudaMemPoolSetAccess(pool, &access, 1), "cudaMemPoolSetAccess");
   return true;
 }
 
-}  // namespace cuda
-}  // namespace pipeoptim
+}  // namespace pipeoptim::detail

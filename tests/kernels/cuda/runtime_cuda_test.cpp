@@ -8,7 +8,6 @@
 
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/cuda/cuda_check.h"
-#include "kernels/runtime/cuda/peer_access.h"
 #include "kernels/runtime/stream.h"
 
 namespace pipeoptim::test {
@@ -83,8 +82,8 @@ TEST_F(CudaDevices, EventsOrderCopiesBetweenDevices) {
   for (const bool direct : {false, true}) {
     if (direct) {
       for (const int time : {0, 1}) {
-        EXPECT_EQ(cuda::enable_peer_access(Device::cuda(1), Device::cuda(0)),
-                  cuda::enable_peer_access(Device::cuda(0), Device::cuda(1)))
+        EXPECT_EQ(enable_peer_access(Device::cuda(1), Device::cuda(0)),
+                  enable_peer_access(Device::cuda(0), Device::cuda(1)))
             << time;
       }
     }
