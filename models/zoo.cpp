@@ -98,11 +98,12 @@ LayerPtr basic_block(std::int64_t in, std::int64_t out, std::int64_t stride) {
 Layers make_resnet20(const ModelOptions& options) {
   constexpr int kBlocks = 3;  // a group
   Layers layers;
-  std::int64_t in = 16;
+  if (options.width < 1) throw std::invalid_argument("resnet20 needs a width of at least 1");
+  std::int64_t in = options.width;
   add<Conv2d>(layers, "conv1", conv3x3(options.image[2], in));
   add<BatchNorm2d>(layers, "bn1", in, kWithRelu);
   for (int group = 1; group <= 3; ++group) {
-    const std::int64_t out = std::int64_t{16} << (group - 1);
+    const std::int64_t out = options.width << (group - 1);
     for (int block = 0; block < kBlocks; ++block) {
       const std::int64_t stride = group > 1 && block == 0 ? 2 : 1;
       layers.push_back(

@@ -7,7 +7,8 @@
 //             conv5 bn5, fc1, fc2; about 11 million operations forward for a 28x28 image at w = 16. Its work
 //             divides evenly over two and over four stages
 //   resnet20  He et al., arXiv 1512.03385, section 4.2, with torchvision's names: conv1, bn1, layer1.0.conv1,
-//             and so on, layer2.0.downsample.0 (1x1 convolution) and .1 (its batch norm), fc
+//             and so on, layer2.0.downsample.0 (1x1 convolution) and .1 (its batch norm), fc; channels w,
+//             2w and 4w, the paper's at w = 16
 //   vgg16     Simonyan and Zisserman, arXiv 1409.1556, configuration D with batch norm, in the form usual
 //             for CIFAR: torchvision's features.0 to features.43 (convolutions with bias), then one linear
 //             "classifier" on the mean over what is left of the image (1x1 of 512 channels for 32x32 pixels)
@@ -26,7 +27,7 @@ struct ModelOptions {
   Shape image{28, 28, 1};  // height, width, channels
   std::int64_t classes = 10;
   std::vector<std::int64_t> hidden{256, 128, 64};  // mlp: units of the hidden layers; empty: a linear model
-  std::int64_t width = 16;                         // cnn
+  std::int64_t width = 16;                         // cnn, resnet20
   double dropout = 0;  // mlp: behind every ReLU; cnn and vgg16: in front of the last linear
 };
 

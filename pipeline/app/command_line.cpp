@@ -104,7 +104,7 @@ void CommandLine::add_model(Subcommand& command) {
   app.option_defaults()->group("Model and data");
   add(command, "model", options_.model, join(model_names()));
   add(command, "hidden", options_.hidden, "Widths of mlp's hidden layers");
-  add(command, "width", options_.width, "Channels of cnn's first convolution");
+  add(command, "width", options_.width, "Channels of the first convolution of cnn and resnet20");
   add(command, "dropout", options_.dropout, "Dropout of mlp, cnn and vgg16");
   add(command, "data", options_.data, join(dataset_names()));
   add(command, "data-dir", options_.data_dir,

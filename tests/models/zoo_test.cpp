@@ -107,6 +107,7 @@ TEST(Zoo, RejectsUnknownAndImpossible) {
                   {"resnet2", "did you mean 'resnet20'"});
   EXPECT_THROW(make_model("mlp", {.hidden = {16, 0}}), std::invalid_argument);
   EXPECT_THROW(make_model("cnn", {.width = 0}), std::invalid_argument);
+  EXPECT_THROW(make_model("resnet20", {.width = 0}), std::invalid_argument);
   EXPECT_THROW(make_model("cnn", {.image = {2, 2, 1}}), std::invalid_argument);
   EXPECT_THROW(make_model("mlp", {.image = {28, 28}}), std::invalid_argument);
   EXPECT_THROW(make_model("mlp", {.classes = 0}), std::invalid_argument);

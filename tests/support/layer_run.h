@@ -2,9 +2,13 @@
 // std::vector.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -35,7 +39,8 @@ class LayerRun {
         output_gradient_(device_, size(plan_.output)),
         input_gradient_(device_, size(input)),
         stash_(device_, plan_.stash_bytes),
-        workspace_(device_, plan_.workspace_bytes) {
+        workspace_(device_, plan_.workspace_bytes + kGuardBytes) {
+    std::memset(workspace_.data() + plan_.workspace_bytes, kGuard, kGuardBytes);
     for (const Parameter& parameter : layer.parameters()) {
       weights_.emplace_back(device_, size(parameter.shape));
       gradients_.emplace_back(device_, size(parameter.shape));
@@ -45,6 +50,15 @@ class LayerRun {
       gradient_pointers_.push_back(gradients_[i].data());
     }
   }
+
+  // Vendor code that writes behind the workspace it asked for shows here, as no sanitizer sees it.
+  ~LayerRun() {
+    const std::byte* guard = workspace_.data() + plan_.workspace_bytes;
+    EXPECT_TRUE(std::all_of(guard, guard + kGuardBytes, [](std::byte b) { return b == std::byte{kGuard}; }))
+        << layer_.describe() << " wrote behind its workspace";
+  }
+  LayerRun(const LayerRun&) = delete;
+  LayerRun& operator=(const LayerRun&) = delete;
 
   const LayerPlan& plan() const { return plan_; }
   Stream& stream() { return stream_; }
@@ -93,6 +107,9 @@ class LayerRun {
   }
 
  private:
+  static constexpr std::size_t kGuardBytes = 16384;
+  static constexpr unsigned char kGuard = 0xA5;
+
   static std::size_t size(const Shape& shape) { return static_cast<std::size_t>(shape.elements()); }
   static void put(const Buffer<float>& to, const std::vector<float>& values) {
     if (values.size() != to.size()) throw std::invalid_argument("LayerRun: wrong number of values");
