@@ -1,0 +1,139 @@
+// The ceiling of a pass over arrays: a loop that reads and writes the same arrays and does next to no
+// arithmetic.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "bench/support.h"
+
+namespace pipeoptim::bench {
+
+// Arrays that a pass only reads, reads and writes, and only writes. The loop leaves the `kept` ones as they
+// are.
+struct Traffic {
+  std::vector<const float*> read = {};
+  std::vector<float*> kept = {}, written = {};
+
+  // Counts each read and write once; what a store fetches into the cache beforehand does not count.
+  int bytes_per_element() const {
+    return static_cast<int>(sizeof(float) * (read.size() + 2 * kept.size() + written.size()));
+  }
+};
+
+enum class Stores { kOrdinary, kNonTemporal };  // of the arrays that are only written
+
+template <int kRead, int kKept, int kWritten, Stores kStores>
+struct StreamLoop {
+  static constexpr std::int64_t kLanes = 8;
+  const float* read[kRead];
+  float* kept[kKept + 1];  // + 1: there may be none
+  float* written[kWritten + 1];
+  float zero;  // at run time, so that the compiler cannot leave out anything
+
+  void operator()(Part part) const {
+    for (std::int64_t i = part.begin; i < part.end; i += kLanes) {
+      __m256 sum = _mm256_load_ps(read[0] + i);
+      for (int k = 1; k < kRead; ++k) sum = _mm256_add_ps(sum, _mm256_load_ps(read[k] + i));
+      const __m256 nothing = _mm256_mul_ps(sum, _mm256_set1_ps(zero));
+      for (int k = 0; k < kKept; ++k) {
+        _mm256_store_ps(kept[k] + i, _mm256_add_ps(_mm256_load_ps(kept[k] + i), nothing));
+      }
+      for (int k = 0; k < kWritten; ++k) {
+        if constexpr (kStores == Stores::kOrdinary) _mm256_store_ps(written[k] + i, sum);
+        if constexpr (kStores == Stores::kNonTemporal) _mm256_stream_ps(written[k] + i, sum);
+      }
+    }
+  }
+};
+
+template <int kRead, int kKept, int kWritten, Stores kStores>
+void enqueue_loop(Stream& stream, const Traffic& traffic, std::int64_t n) {
+  StreamLoop<kRead, kKept, kWritten, kStores> loop{};
+  std::copy(traffic.read.begin(), traffic.read.end(), loop.read);
+  std::copy(traffic.kept.begin(), traffic.kept.end(), loop.kept);
+  std::copy(traffic.written.begin(), traffic.written.end(), loop.written);
+  constexpr std::int64_t kSerial = 8192;  // as the library's loops: no second thread for so few
+  const int count = n <= kSerial ? 1 : stream.threads();
+  stream.submit([loop, n, count] {
+    if (count == 1) return loop({0, n});
+#pragma omp parallel for num_threads(count) schedule(static, 1)
+    for (int thread = 0; thread < count; ++thread) loop(part_of(n, thread, count));
+  });
+}
+
+// The numbers of arrays that the passes of the rules have.
+template <Stores kStores>
+void enqueue(Stream& stream, const Traffic& traffic, std::int64_t n) {
+  switch (100 * traffic.read.size() + 10 * traffic.kept.size() + traffic.written.size()) {
+    case 111:
+      return enqueue_loop<1, 1, 1, kStores>(stream, traffic, n);
+    case 112:
+      return enqueue_loop<1, 1, 2, kStores>(stream, traffic, n);
+    case 120:
+      return enqueue_loop<1, 2, 0, kStores>(stream, traffic, n);
+    case 121:
+      return enqueue_loop<1, 2, 1, kStores>(stream, traffic, n);
+    case 122:
+      return enqueue_loop<1, 2, 2, kStores>(stream, traffic, n);
+    case 130:
+      return enqueue_loop<1, 3, 0, kStores>(stream, traffic, n);
+    case 131:
+      return enqueue_loop<1, 3, 1, kStores>(stream, traffic, n);
+    case 201:
+      return enqueue_loop<2, 0, 1, kStores>(stream, traffic, n);
+    case 301:
+      return enqueue_loop<3, 0, 1, kStores>(stream, traffic, n);
+    default:
+      throw std::logic_error("no loop for these arrays");
+  }
+}
+
+// Seconds for what `enqueue` puts on the stream, which works on `n` elements. Short passes are measured many
+// at a time: waking the stream's thread takes longer than they do.
+template <typename Enqueue>
+double pass_seconds(Stream& stream, std::int64_t n, const Enqueue& enqueue) {
+  const int count = static_cast<int>(std::clamp<std::int64_t>((1 << 18) / n, 1, 64));
+  return seconds(stream,
+                 [&] {
+                   for (int i = 0; i < count; ++i) enqueue();
+                 }) /
+         count;
+}
+
+// The time that the loops of some passes take, one after the other; of both kinds of stores the faster. `n`
+// is a multiple of 8.
+class Ceiling {
+ public:
+  Ceiling(Stream& stream, std::vector<Traffic> passes, std::int64_t n)
+      : stream_(stream), passes_(std::move(passes)), n_(n) {}
+
+  void measure() {
+    ordinary_.add(time<Stores::kOrdinary>());
+    non_temporal_.add(time<Stores::kNonTemporal>());
+  }
+  double median() const { return std::min(ordinary_.median(), non_temporal_.median()); }
+  int bytes_per_element() const {
+    int bytes = 0;
+    for (const Traffic& pass : passes_) bytes += pass.bytes_per_element();
+    return bytes;
+  }
+
+ private:
+  template <Stores kStores>
+  double time() {
+    return pass_seconds(stream_, n_, [this] {
+      for (const Traffic& pass : passes_) enqueue<kStores>(stream_, pass, n_);
+    });
+  }
+
+  Stream& stream_;
+  std::vector<Traffic> passes_;
+  std::int64_t n_;
+  Samples ordinary_, non_temporal_;
+};
+
+}  // namespace pipeoptim::bench

@@ -1,0 +1,90 @@
+// What the benchmarks share. Each measures what it asks about and the ceiling above it alternately, in the
+// same loop, and reports medians: a shared machine changes its speed from one second to the next.
+#pragma once
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels/runtime/buffer.h"
+#include "kernels/runtime/device.h"
+#include "kernels/runtime/stream.h"
+
+namespace pipeoptim::bench {
+
+// PIPEOPTIM_BENCH_THREADS, else every core that the process may use.
+inline int threads() {
+  const char* variable = std::getenv("PIPEOPTIM_BENCH_THREADS");
+  if (!variable) return usable_cores();
+  const int count = std::atoi(variable);
+  if (count < 1) throw std::invalid_argument("PIPEOPTIM_BENCH_THREADS is '" + std::string(variable) + "'");
+  return count;
+}
+
+class Samples {
+ public:
+  void add(double value) { values_.push_back(value); }
+  double median() const {
+    if (values_.empty()) throw std::logic_error("the median of no samples");
+    std::vector<double> sorted = values_;
+    std::sort(sorted.begin(), sorted.end());
+    const std::size_t half = sorted.size() / 2;
+    return sorted.size() % 2 == 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  }
+
+ private:
+  std::vector<double> values_;
+};
+
+// From here to the end of what `enqueue` puts on the stream.
+template <typename Enqueue>
+double seconds(Stream& stream, const Enqueue& enqueue) {
+  const auto begin = std::chrono::steady_clock::now();
+  enqueue();
+  stream.synchronize();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Values in +-`scale`, none of them near 0, where arithmetic can be slow.
+inline Buffer<float> random_buffer(std::int64_t size, float scale = 1) {
+  Buffer<float> buffer(Device::host(), static_cast<std::size_t>(size));
+  std::uint32_t state = 1;
+  for (float& value : buffer.host_span()) {
+    state = state * 1664525U + 1013904223U;
+    const float size_of_value = scale * (0.1F + static_cast<float>(state >> 9) * 0x1p-24F);
+    value = (state & 256U) != 0 ? size_of_value : -size_of_value;
+  }
+  return buffer;
+}
+
+// The part of [0, n) that is one thread's, in whole cache lines.
+struct Part {
+  std::int64_t begin, end;
+};
+inline Part part_of(std::int64_t n, int thread, int count) {
+  const std::int64_t length = ((n + count - 1) / count + 63) / 64 * 64;
+  return {std::min(n, thread * length), std::min(n, (thread + 1) * length)};
+}
+
+// Runs the benchmarks that were registered, with one table of counters, and short where nothing else is
+// asked.
+inline int run(int argc, char** argv) {
+  std::string table = "--benchmark_counters_tabular=true", time = "--benchmark_min_time=0.1";
+  std::vector<char*> arguments{argv[0], table.data(), time.data()};
+  arguments.insert(arguments.end(), argv + 1, argv + argc);
+  int count = static_cast<int>(arguments.size());
+  benchmark::Initialize(&count, arguments.data());
+  if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 2;
+  benchmark::AddCustomContext("device", describe(Device::host()));
+  benchmark::AddCustomContext("threads", std::to_string(threads()));
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
+
+}  // namespace pipeoptim::bench
