@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <vector>
@@ -29,8 +28,9 @@ inline std::vector<float> random_values(std::int64_t count, unsigned seed, float
 
 class LayerRun {
  public:
-  LayerRun(Layer& layer, const Shape& input, int threads)
-      : layer_(layer),
+  LayerRun(Layer& layer, const Shape& input, int threads, Device device = Device::host())
+      : device_(device),
+        layer_(layer),
         input_shape_(input),
         stream_(device_, {.threads = threads}),
         plan_(layer.plan(device_, threads, input)),
@@ -40,10 +40,16 @@ class LayerRun {
         input_gradient_(device_, size(input)),
         stash_(device_, plan_.stash_bytes),
         workspace_(device_, plan_.workspace_bytes + kGuardBytes) {
-    std::memset(workspace_.data() + plan_.workspace_bytes, kGuard, kGuardBytes);
+    const std::vector<std::byte> guard(kGuardBytes, kGuard);
+    copy_from_host(workspace_.data() + plan_.workspace_bytes, guard.data(), kGuardBytes, device_);
     for (const Parameter& parameter : layer.parameters()) {
       weights_.emplace_back(device_, size(parameter.shape));
       gradients_.emplace_back(device_, size(parameter.shape));
+    }
+    for (const State& state : layer.states()) {
+      states_.emplace_back(device_, size(state.shape));
+      put(states_.back(), std::vector<float>(states_.back().size(), state.initial));
+      state_pointers_.push_back(states_.back().data());
     }
     for (std::size_t i = 0; i < weights_.size(); ++i) {
       weight_pointers_.push_back(weights_[i].data());
@@ -53,8 +59,9 @@ class LayerRun {
 
   // Vendor code that writes behind the workspace it asked for shows here, as no sanitizer sees it.
   ~LayerRun() {
-    const std::byte* guard = workspace_.data() + plan_.workspace_bytes;
-    EXPECT_TRUE(std::all_of(guard, guard + kGuardBytes, [](std::byte b) { return b == std::byte{kGuard}; }))
+    std::vector<std::byte> guard(kGuardBytes);
+    copy_to_host(guard.data(), workspace_.data() + plan_.workspace_bytes, kGuardBytes, device_);
+    EXPECT_EQ(std::count(guard.begin(), guard.end(), kGuard), static_cast<std::ptrdiff_t>(kGuardBytes))
         << layer_.describe() << " wrote behind its workspace";
   }
   LayerRun(const LayerRun&) = delete;
@@ -65,6 +72,7 @@ class LayerRun {
   // In the arena's order.
   void set_parameter(std::size_t index, const std::vector<float>& values) { put(weights_.at(index), values); }
   std::vector<float> gradient(std::size_t index) const { return get(gradients_.at(index)); }
+  std::vector<float> state(std::size_t index) const { return get(states_.at(index)); }
 
   std::vector<float> forward(const std::vector<float>& input) {
     put(input_, input);
@@ -72,7 +80,7 @@ class LayerRun {
     put(output_, garbage);
     layer_.forward({.stream = stream_,
                     .weights = {weight_pointers_},
-                    .states = {},
+                    .states = state_pointers_,
                     .input = {input_.data(), input_shape_},
                     .output = {output_.data(), plan_.output},
                     .stash = stash_.data(),
@@ -100,15 +108,14 @@ class LayerRun {
                                   .stash = stash_.data(),
                                   .workspace = workspace_.data(),
                                   .random = {}};
-    layer_.backward_input(context);
-    layer_.backward_weights(context);
+    layer_.backward(context);
     stream_.synchronize();
     return get(input_gradient_);
   }
 
  private:
   static constexpr std::size_t kGuardBytes = 16384;
-  static constexpr unsigned char kGuard = 0xA5;
+  static constexpr std::byte kGuard{0xA5};
 
   static std::size_t size(const Shape& shape) { return static_cast<std::size_t>(shape.elements()); }
   static void put(const Buffer<float>& to, const std::vector<float>& values) {
@@ -121,15 +128,16 @@ class LayerRun {
     return values;
   }
 
-  Device device_ = Device::host();
+  Device device_;
   Layer& layer_;
   Shape input_shape_;
   Stream stream_;
   LayerPlan plan_;
   Buffer<float> input_, output_, output_gradient_, input_gradient_;
   Memory stash_, workspace_;
-  std::vector<Buffer<float>> weights_, gradients_;
+  std::vector<Buffer<float>> weights_, gradients_, states_;
   std::vector<const float*> weight_pointers_;
+  std::vector<float*> state_pointers_;
   std::vector<float*> gradient_pointers_;
 };
 

@@ -49,6 +49,10 @@ inline constexpr double kElementwise = 1e-6;
 // a chunk, the line y = scale x + shift three roundings of values near 4. Relative to the largest value.
 inline constexpr double kBatchNorm = 3e-6;
 
+// One layer on two backends, both fp32: sums of up to a few thousand products in other orders, functions of
+// 2 ulp; relative to the largest value. A missing term is 1e-3 and more at the sizes of these tests.
+inline constexpr double kDeviceLayer = 1e-5;
+
 // Softmax and its loss against double: the sum of up to 100 exponentials of 1 ulp each, then one logarithm.
 inline constexpr double kSoftmax = 3e-6;
 

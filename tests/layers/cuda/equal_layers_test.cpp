@@ -1,0 +1,136 @@
+// Every layer on CUDA against the same layer on the host, whose results the other tests hold to references in
+// double: output, input gradient, parameter gradients (stored, then added to) and states.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "layers/activation.h"
+#include "layers/batch_norm.h"
+#include "layers/concat.h"
+#include "layers/conv2d.h"
+#include "layers/dropout.h"
+#include "layers/linear.h"
+#include "layers/pooling.h"
+#include "layers/residual.h"
+#include "tests/support/layer_run.h"
+#include "tests/support/tolerances.h"
+
+namespace pipeoptim::test {
+namespace {
+
+template <typename T, typename... Arguments>
+std::vector<NamedLayer> one(Arguments... arguments) {
+  std::vector<NamedLayer> layers;
+  layers.push_back({"layer", std::make_unique<T>(std::move(arguments)...)});
+  return layers;
+}
+
+struct Case {
+  std::string name;
+  Shape input;
+  std::function<LayerPtr()> make;
+};
+
+const BatchNormOptions kWithRelu{.activation = Activation::kRelu};
+
+LayerPtr make_residual() {  // no bias in front of the batch norm, where its gradient is 0 but for rounding
+  std::vector<NamedLayer> body =
+      one<Conv2d>(Conv2dOptions{.in = 8, .out = 16, .kernel = 3, .padding = 1, .bias = Bias::kNo});
+  body.push_back({"bn", std::make_unique<BatchNorm2d>(16, kWithRelu)});
+  return std::make_unique<Residual>(std::move(body),
+                                    one<Conv2d>(Conv2dOptions{.in = 8, .out = 16, .kernel = 1}));
+}
+
+LayerPtr make_concat() {
+  std::vector<std::vector<NamedLayer>> branches;
+  branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = 4, .kernel = 1}));
+  branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = 12, .kernel = 3, .padding = 1}));
+  return std::make_unique<Concat>(std::move(branches));
+}
+
+template <typename T, typename... Arguments>
+std::function<LayerPtr()> making(Arguments... arguments) {
+  return [arguments...] { return std::make_unique<T>(arguments...); };
+}
+
+const Shape kImages{4, 9, 10, 8};
+
+const Case kCases[] = {
+    {"Linear", {33, 70}, making<Linear>(70, 19)},
+    {"Conv2d", kImages, making<Conv2d>(Conv2dOptions{.in = 8, .out = 12, .kernel = 3, .padding = 1})},
+    {"Conv2dStridedGroups", kImages,
+     making<Conv2d>(Conv2dOptions{.in = 8, .out = 12, .kernel = 3, .stride = 2, .padding = 1, .groups = 4})},
+    {"Conv2dDilated", kImages,
+     making<Conv2d>(Conv2dOptions{.in = 8, .out = 4, .kernel = 3, .padding = 2, .dilation = 2})},
+    {"BatchNorm2d", kImages, making<BatchNorm2d>(8)},
+    {"BatchNorm2dRelu", {5, 17, 3, 70}, making<BatchNorm2d>(70, kWithRelu)},
+    {"ReLU", kImages, making<ReLU>()},
+    {"GELU", kImages, making<GELU>()},
+    {"GELUTanh", kImages, making<GELU>(GeluForm::kTanh)},
+    {"Tanh", kImages, making<Tanh>()},
+    {"Sigmoid", {3, 1001}, making<Sigmoid>()},
+    {"MaxPool2d", kImages, making<MaxPool2d>()},
+    {"MaxPool2dOverlapping", kImages, making<MaxPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
+    {"AvgPool2d", kImages, making<AvgPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
+    {"GlobalAvgPool", kImages, making<GlobalAvgPool>()},
+    {"Flatten", kImages, making<Flatten>()},
+    {"Dropout", kImages, making<Dropout>(0.3)},
+    {"Residual", kImages, make_residual},
+    {"Concat", kImages, make_concat}};
+
+// The largest difference, relative to the largest value.
+void expect_close(const std::vector<float>& actual, const std::vector<float>& expected, const char* what) {
+  ASSERT_EQ(actual.size(), expected.size()) << what;
+  double largest = 0;
+  double error = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    ASSERT_TRUE(std::isfinite(actual[i])) << what << ' ' << i;
+    largest = std::max(largest, std::fabs(static_cast<double>(expected[i])));
+    error = std::max(error, std::fabs(static_cast<double>(actual[i]) - static_cast<double>(expected[i])));
+  }
+  EXPECT_LE(error, tolerance::kDeviceLayer * largest) << what;
+}
+
+class CudaLayers : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (device_count(Backend::kCuda) == 0) GTEST_SKIP() << "no CUDA device";
+  }
+};
+
+TEST_P(CudaLayers, EqualTheHosts) {
+  const LayerPtr on_host = GetParam().make();
+  const LayerPtr on_cuda = GetParam().make();
+  LayerRun host(*on_host, GetParam().input, 1);
+  LayerRun cuda(*on_cuda, GetParam().input, 1, Device::cuda(0));
+  ASSERT_EQ(cuda.plan().output, host.plan().output);
+  const std::vector<Parameter> parameters = on_host->parameters();
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    const auto values = random_values(parameters[p].shape.elements(), 10 + static_cast<unsigned>(p), 0.5F);
+    host.set_parameter(p, values);
+    cuda.set_parameter(p, values);
+  }
+  const std::vector<float> x = random_values(GetParam().input.elements(), 1);
+  const std::vector<float> dy = random_values(host.plan().output.elements(), 2);
+  expect_close(cuda.forward(x), host.forward(x), "output");
+  for (const GradientMode mode : {GradientMode::kStore, GradientMode::kAdd}) {
+    expect_close(cuda.backward(dy, mode), host.backward(dy, mode), "input gradient");
+    for (std::size_t p = 0; p < parameters.size(); ++p) {
+      expect_close(cuda.gradient(p), host.gradient(p), parameters[p].name.c_str());
+    }
+  }
+  for (std::size_t s = 0; s < on_host->states().size(); ++s)
+    expect_close(cuda.state(s), host.state(s), "state");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaLayers, testing::ValuesIn(kCases),
+                         [](const testing::TestParamInfo<Case>& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace pipeoptim::test
