@@ -75,7 +75,7 @@ function(pipeoptim_flags target)
   if(PIPEOPTIM_CUDA)
     target_compile_definitions(${target} PUBLIC PIPEOPTIM_WITH_CUDA=1)
     target_compile_options(${target} PRIVATE
-      $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Wno-restrict,-Werror;-Xcompiler=${host_flags_joined}>)
+      $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false;-Werror=all-warnings;-Xptxas=--warn-on-spills,--warn-on-local-memory-usage;-Xcompiler=-Wall,-Wextra,-Wno-restrict,-Werror;-Xcompiler=${host_flags_joined}>)
   endif()
   if(PIPEOPTIM_SANITIZE)
     target_compile_options(${target} PUBLIC
