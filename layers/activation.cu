@@ -2,6 +2,7 @@
 
 #include "kernels/runtime/launch.h"
 #include "layers/activation.h"
+#include "layers/elementwise.h"
 
 namespace pipeoptim {
 namespace {
@@ -40,18 +41,12 @@ struct GeluTanhFormula {
 };
 
 template <typename Formula>
-struct ActivationForward {
-  const float* x;
-  float* y;
-  PO_HD void operator()(std::int64_t i) const { y[i] = Formula::value(x[i]); }
+struct Value {
+  PO_HD float operator()(float x) const { return Formula::value(x); }
 };
-
 template <typename Formula>
-struct ActivationBackward {
-  const float* saved;
-  const float* dy;
-  float* dx;
-  PO_HD void operator()(std::int64_t i) const { dx[i] = dy[i] * Formula::slope(saved[i]); }
+struct Gradient {
+  PO_HD float operator()(float saved, float dy) const { return dy * Formula::slope(saved); }
 };
 
 LayerPlan element_plan(const Shape& input, Needs needs, bool in_place) {
@@ -66,15 +61,14 @@ LayerPlan element_plan(const Shape& input, Needs needs, bool in_place) {
 template <typename Formula>
 void run_forward(const ForwardContext& context) {
   for_each(context.stream, context.input.elements(),
-           ActivationForward<Formula>{context.input.data, context.output.data});
+           Map<Value<Formula>>{context.input.data, context.output.data});
 }
 
 template <typename Formula>
 void run_backward(const BackwardContext& context, const ConstTensor& saved) {
   if (!context.input_gradient.data) return;
-  for_each(
-      context.stream, saved.elements(),
-      ActivationBackward<Formula>{saved.data, context.output_gradient.data, context.input_gradient.data});
+  for_each(context.stream, saved.elements(),
+           Map2<Gradient<Formula>>{saved.data, context.output_gradient.data, context.input_gradient.data});
 }
 
 }  // namespace

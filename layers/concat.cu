@@ -4,6 +4,7 @@
 
 #include "kernels/runtime/launch.h"
 #include "layers/concat.h"
+#include "layers/elementwise.h"
 
 namespace pipeoptim {
 namespace {
@@ -20,12 +21,6 @@ struct CopyChannels {
     float* out = to + row * to_channels + to_first;
     for (std::int64_t c = team.rank(); c < count; c += team.size()) out[c] = in[c];
   }
-};
-
-struct AddTo {
-  const float* from;
-  float* to;
-  PO_HD void operator()(std::int64_t i) const { to[i] += from[i]; }
 };
 
 std::size_t bytes_of(const Shape& shape) {
@@ -174,7 +169,7 @@ void Concat::run_backward(const BackwardContext& context, Half half) const {
     if (half == Half::kWeights) branch.layers->backward_weights(inner);
     if (first_half && !first && context.input_gradient.data) {
       for_each(context.stream, context.input_gradient.elements(),
-               AddTo{input_gradient, context.input_gradient.data});
+               Map2<Sum>{input_gradient, context.input_gradient.data, context.input_gradient.data});
     }
   }
 }

@@ -50,12 +50,6 @@ void run_mask(Stream& stream, std::int64_t elements, MaskBlock mask) {
   if (mask.width > 0) for_each(stream, 1, mask);
 }
 
-struct CopyElement {
-  const float* from;
-  float* to;
-  PO_HD void operator()(std::int64_t i) const { to[i] = from[i]; }
-};
-
 }  // namespace
 
 Dropout::Dropout(double probability) : probability_(probability) {
@@ -83,7 +77,8 @@ void Dropout::forward(const ForwardContext& context) const {
     run_mask(context.stream, context.input.elements(),
              {context.input.data, context.output.data, context.random, threshold_, gain_, 0, 4});
   } else if (context.input.data != context.output.data) {
-    for_each(context.stream, context.input.elements(), CopyElement{context.input.data, context.output.data});
+    context.stream.copy(context.output.data, context.input.data,
+                        static_cast<std::size_t>(context.input.elements()) * sizeof(float));
   }
 }
 

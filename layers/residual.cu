@@ -3,27 +3,22 @@
 #include <utility>
 
 #include "kernels/runtime/launch.h"
+#include "layers/elementwise.h"
 #include "layers/residual.h"
 
 namespace pipeoptim {
 namespace {
 
-struct AddElement {
-  const float* a;
-  const float* b;
-  float* y;
+struct ActivatedSum {
   bool relu;
-  PO_HD void operator()(std::int64_t i) const {
-    const float sum = a[i] + b[i];
-    y[i] = relu && sum < 0 ? 0 : sum;
+  PO_HD float operator()(float a, float b) const {
+    const float sum = a + b;
+    return relu && sum < 0 ? 0 : sum;
   }
 };
 
 struct ReluGradient {
-  const float* y;
-  const float* dy;
-  float* dx;
-  PO_HD void operator()(std::int64_t i) const { dx[i] = y[i] > 0 ? dy[i] : 0.0F; }
+  PO_HD float operator()(float y, float dy) const { return y > 0 ? dy : 0.0F; }
 };
 
 std::size_t bytes_of(const Shape& shape) {
@@ -126,7 +121,7 @@ void Residual::forward(const ForwardContext& context) const {
     other = branch.output.data;
   }
   for_each(context.stream, context.output.elements(),
-           AddElement{body, other, context.output.data, activation_ == FinalActivation::kRelu});
+           Map2<ActivatedSum>{body, other, context.output.data, {activation_ == FinalActivation::kRelu}});
 }
 
 void Residual::run_backward(const BackwardContext& context, Half half) const {
@@ -142,7 +137,7 @@ void Residual::run_backward(const BackwardContext& context, Half half) const {
     float* gradient = floats(gradient_in_stash_ ? context.stash : context.workspace, sum_gradient_);
     if (first_half) {
       for_each(context.stream, context.output_gradient.elements(),
-               ReluGradient{context.output.data, context.output_gradient.data, gradient});
+               Map2<ReluGradient>{context.output.data, context.output_gradient.data, gradient});
     }
     branch.output_gradient = ConstTensor(gradient, context.output_gradient.shape);
   }
@@ -165,7 +160,7 @@ void Residual::run_backward(const BackwardContext& context, Half half) const {
   }
   if (!first_half || !context.input_gradient.data) return;
   for_each(context.stream, context.input_gradient.elements(),
-           AddElement{context.input_gradient.data, other, context.input_gradient.data, false});
+           Map2<Sum>{context.input_gradient.data, other, context.input_gradient.data});
 }
 
 void Residual::backward(const BackwardContext& context) const {

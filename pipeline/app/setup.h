@@ -38,8 +38,8 @@ DataShape data_shape(const Options& options);
 // for and missing.
 Device choose_device(const std::string& name);
 
-// How many devices the stages are divided over. Throws std::invalid_argument where --devices is more than there
-// are stages, DataError where it is more than there are devices.
+// How many devices the stages are divided over. Throws std::invalid_argument where --devices is more than
+// there are stages, DataError where it is more than there are devices.
 int choose_device_count(const Options& options, Device device);
 
 std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device,
