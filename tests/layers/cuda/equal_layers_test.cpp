@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -36,6 +37,8 @@ struct Case {
   Shape input;
   std::function<LayerPtr()> make;
 };
+
+void PrintTo(const Case& layer, std::ostream* to) { *to << layer.name; }
 
 const BatchNormOptions kWithRelu{.activation = Activation::kRelu};
 
