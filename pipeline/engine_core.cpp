@@ -84,8 +84,14 @@ void EngineCore::allocate() {
     const Device next = device_of(std::min(k + 1, depth() - 1));
     for (const Device neighbour : {previous, next}) enable_peer_access(device_of(k), neighbour);
     stages[index].allocate();
-    lanes.push_back(std::make_unique<StageLane>(device_of(k), previous, next, threads_of(k), k,
-                                                schedule.slots[index], config.execution));
+    lanes.push_back(std::make_unique<StageLane>(LaneOptions{.device = device_of(k),
+                                                            .previous = previous,
+                                                            .next = next,
+                                                            .threads = threads_of(k),
+                                                            .index = k,
+                                                            .slots = schedule.slots[index],
+                                                            .execution = config.execution,
+                                                            .times_copies = config.trace}));
     lanes.back()->stashed_version.resize(static_cast<std::size_t>(schedule.version_slots[index]));
   }
   label_ring = schedule.slots[0] + depth() + 2;

@@ -25,7 +25,8 @@ struct SpanRing {
     std::int64_t microbatch = 0;
   };
 
-  explicit SpanRing(Device device) {
+  SpanRing(Device device, bool used) {
+    if (!used) return;
     for (std::size_t i = 0; i < kEntries; ++i) entries.emplace_back(device);
   }
   Entry& at(std::size_t i) { return entries[i % kEntries]; }
@@ -34,22 +35,33 @@ struct SpanRing {
   std::size_t issued = 0, taken = 0;
 };
 
+struct LaneOptions {
+  Device device;
+  Device previous, next;  // of the neighbours, whose streams read this stage's results
+  int threads = 1;
+  int index = 0;
+  int slots = 1;
+  HostExecution execution = HostExecution::kWorker;
+  bool times_copies = false;  // for a trace; compute is always timed
+};
+
 struct StageLane {
-  // `previous` and `next`: the devices of the neighbours, whose streams read this stage's results.
-  StageLane(Device device, Device previous, Device next, int threads, int index, int slots,
-            HostExecution execution)
-      : pass_start(device, EventTiming::kOn), spans{SpanRing(device), SpanRing(device), SpanRing(device)} {
-    const std::string name = "stage" + std::to_string(index);
-    for (int i = 0; i < slots; ++i) {
+  explicit StageLane(const LaneOptions& options)
+      : pass_start(options.device, EventTiming::kOn),
+        spans{SpanRing(options.device, true), SpanRing(options.device, options.times_copies),
+              SpanRing(options.device, options.times_copies)} {
+    const Device device = options.device;
+    const std::string name = "stage" + std::to_string(options.index);
+    for (int i = 0; i < options.slots; ++i) {
       for (auto* events : {&input_ready, &slot_free, &output_ready, &gradient_ready, &input_gradient_ready}) {
         events->emplace_back(device);
       }
-      output_consumed.emplace_back(next);
-      input_gradient_consumed.emplace_back(previous);
+      output_consumed.emplace_back(options.next);
+      input_gradient_consumed.emplace_back(options.previous);
     }
-    streams.emplace_back(device, StreamOptions{threads, execution, name});
-    streams.emplace_back(device, StreamOptions{1, execution, name + "-act"});
-    streams.emplace_back(device, StreamOptions{1, execution, name + "-grad"});
+    streams.emplace_back(device, StreamOptions{options.threads, options.execution, name});
+    streams.emplace_back(device, StreamOptions{1, options.execution, name + "-act"});
+    streams.emplace_back(device, StreamOptions{1, options.execution, name + "-grad"});
   }
 
   std::vector<Event> input_ready;              // activations stream: the input lies in the slot
