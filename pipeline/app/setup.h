@@ -7,24 +7,11 @@
 
 #include "models/data/dataset.h"
 #include "models/data/loader.h"
+#include "pipeline/app/loader_source.h"
 #include "pipeline/app/options.h"
 #include "pipeline/engine.h"
 
 namespace pipeoptim::app {
-
-// A loader as the engine's source of mini-batches.
-class LoaderSource final : public BatchSource {
- public:
-  explicit LoaderSource(Loader& loader) : loader_(loader) {}
-  Batch acquire(std::int64_t t) override {
-    const LoadedBatch batch = loader_.acquire(t);
-    return {batch.inputs, batch.labels};
-  }
-  void release(std::int64_t t) override { loader_.release(t); }
-
- private:
-  Loader& loader_;
-};
 
 struct DataShape {
   std::int64_t height = 0, width = 0, channels = 0;

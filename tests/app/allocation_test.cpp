@@ -18,6 +18,7 @@
 #include "models/data/loader.h"
 #include "models/partition.h"
 #include "models/zoo.h"
+#include "pipeline/app/loader_source.h"
 #include "pipeline/engine.h"
 
 namespace {
@@ -57,19 +58,6 @@ void* counted(std::size_t bytes, std::size_t alignment, const void* caller) {
 namespace pipeoptim::test {
 namespace {
 
-class LoaderSource final : public BatchSource {
- public:
-  explicit LoaderSource(Loader& loader) : loader_(loader) {}
-  Batch acquire(std::int64_t t) override {
-    const LoadedBatch loaded = loader_.acquire(t);
-    return {loaded.inputs, loaded.labels};
-  }
-  void release(std::int64_t t) override { loader_.release(t); }
-
- private:
-  Loader& loader_;
-};
-
 class Allocation : public testing::TestWithParam<const char*> {};
 
 TEST_P(Allocation, NoneBetweenMiniBatches) {
@@ -85,7 +73,7 @@ TEST_P(Allocation, NoneBetweenMiniBatches) {
   config.optimizer.rule = "adamw";
   Engine engine(config, split_layers(std::move(layers), cuts), std::make_unique<SoftmaxCrossEntropy>(),
                 input);
-  LoaderSource source(loader);
+  app::LoaderSource source(loader);
   loader.start_epoch(0);
   std::int64_t before = 0, after = 0;
   TrainPass pass;

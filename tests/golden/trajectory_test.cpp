@@ -12,6 +12,7 @@
 #include "models/data/loader.h"
 #include "models/safetensors.h"
 #include "models/zoo.h"
+#include "pipeline/app/loader_source.h"
 #include "pipeline/engine.h"
 
 namespace pipeoptim::test {
@@ -26,19 +27,6 @@ constexpr double kRelative = 1e-5;
 constexpr double kRelativeWithKinks = 5e-4;
 
 const std::string kGolden = PIPEOPTIM_SOURCE_DIR "/tests/golden/";
-
-class Records final : public BatchSource {
- public:
-  explicit Records(Loader& loader) : loader_(loader) {}
-  Batch acquire(std::int64_t t) override {
-    const LoadedBatch loaded = loader_.acquire(t);
-    return {loaded.inputs, loaded.labels};
-  }
-  void release(std::int64_t t) override { loader_.release(t); }
-
- private:
-  Loader& loader_;
-};
 
 nlohmann::json read_golden(const std::string& model) {
   std::ifstream input(kGolden + model + ".json");
@@ -95,7 +83,7 @@ TEST_P(Trajectory, EqualsPyTorch) {
       losses.push_back(step.loss);
       return true;
     };
-    Records source(loader);
+    app::LoaderSource source(loader);
     loader.start_epoch(0);
     engine.train(source, pass);
     const bool kinks = model == "cnn" && config.optimizer.rule.starts_with("adam");
