@@ -24,14 +24,7 @@ PassResult Engine::train(BatchSource& source, const TrainPass& pass) {
   if (pass.minibatches < 1) throw std::invalid_argument("a training pass needs at least one mini-batch");
   impl_->allocate();
   impl_->use_schedule(pass.minibatches);
-  int farthest = 0;
-  for (const Program& program : impl_->schedule.stages) {
-    for (const Instruction& instruction : program) farthest = std::max(farthest, instruction.horizon);
-  }
-  impl_->rates.resize(static_cast<std::size_t>(pass.minibatches + farthest));
-  for (std::size_t i = 0; i < impl_->rates.size(); ++i) {
-    impl_->rates[i] = pass.learning_rate(pass.first_step + static_cast<std::int64_t>(i));
-  }
+  impl_->use_rates(pass);
   const PassResult result = run_pass(*impl_, source, impl_->schedule, Mode::kTraining, pass);
   for (std::size_t k = 0; k < impl_->stages.size(); ++k) {
     Optimizer* optimizer = impl_->stages[k].optimizer();
@@ -127,6 +120,7 @@ std::vector<StageInfo> Engine::stage_info() const {
   for (std::size_t k = 0; k < impl_->stages.size(); ++k) {
     const Stage& stage = impl_->stages[k];
     StageInfo info;
+    info.worker = impl_->schedule.worker_of(static_cast<int>(k));
     info.device = stage.device();
     for (const auto& child : stage.layers().children()) {
       std::int64_t count = 0;

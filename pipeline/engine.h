@@ -59,6 +59,7 @@ struct LayerInfo {
 };
 
 struct StageInfo {
+  int worker = 0;
   Device device;
   std::vector<LayerInfo> layers;
   std::vector<std::string> parameters;  // global names of the trained tensors
@@ -92,7 +93,7 @@ struct PassResult {
   double seconds = 0;
 };
 
-struct StageTiming {
+struct StageTiming {         // of one worker: of all stages that it holds
   double busy_seconds = 0;   // F, B, U on the compute stream
   double total_seconds = 0;  // from the first to the last instruction of the pass, over all stages
 };
@@ -105,12 +106,26 @@ struct TraceSpan {
   double begin_us, end_us;  // since the engine was made
 };
 
+// The two corrections of method "pipemare" (Yang et al., arXiv 1910.05124).
+struct PipeMareOptions {
+  // Updates over which the rates of stages with a gap g between forward and backward grow from lr/g to lr; 0:
+  // no such correction.
+  std::int64_t anneal_steps = 0;
+  // Each stage's average of its weight steps decays by decay^(1/g) an update.
+  double decay = 0.135;
+};
+
 struct EngineConfig {
   Device device = {};
-  int devices = 1;  // CUDA: stages are divided, in order, over this many devices from `device` on
-  int threads = 1;  // of the whole process, divided over the stages (at least one each)
+  int devices = 1;  // CUDA: workers are divided, in order, over this many devices from `device` on
+  int threads = 1;  // of the whole process, divided over the workers (at least one each)
   std::string method = "pipeoptim";
   HorizonPolicy horizon = HorizonPolicy::kExact;
+  int chunks = 0;            // stages that each worker holds; 0: the method's default
+  int delay = 0;             // method "delayed": updates between a forward and its backward
+  ComputeCosts costs = {};   // method "zb-auto"
+  int activation_limit = 0;  // method "zb-auto"; 0: as much as "zb-h2"
+  PipeMareOptions pipemare = {};
   OptimizerConfig optimizer;
   int microbatches_per_update = 1;
   std::uint64_t seed = 0;
@@ -144,7 +159,7 @@ class Engine {
   void write_tensor(const std::string& name, std::span<const float> values);
 
   std::vector<StageInfo> stage_info() const;
-  std::vector<StageTiming> stage_timing() const;  // of the last train()
+  std::vector<StageTiming> stage_timing() const;  // of the last train(), by worker
   std::vector<OptimizerStatus> optimizer_status() const;
   // Stage and tensor of the last skipped update, for messages: "stage 2, layer3.0.conv1.weight"; empty: none.
   std::string last_skip() const;

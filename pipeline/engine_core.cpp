@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "pipeline/methods.h"
+
 namespace pipeoptim {
 
 EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<NamedLayer>> layers,
@@ -26,8 +28,15 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   microbatch_records = minibatch_records / micro();
   input[0] = microbatch_records;
   const int depth = static_cast<int>(layers.size());
-  if (config.devices < 1 || config.devices > depth) {
-    throw std::invalid_argument(std::to_string(depth) + " stages cannot be divided over " +
+  const Method& method = find_method(config.method);
+  const int chunks = chunks_of(method, config.chunks);
+  if (depth % chunks != 0) {
+    throw std::invalid_argument(std::to_string(depth) + " stages cannot be divided into " +
+                                std::to_string(chunks) + " for each worker");
+  }
+  workers = depth / chunks;
+  if (config.devices < 1 || config.devices > workers) {
+    throw std::invalid_argument(std::to_string(workers) + " workers cannot be divided over " +
                                 std::to_string(config.devices) + " devices");
   }
   for (int i = 0; i < config.devices; ++i) {
@@ -37,28 +46,29 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
                  {});  // only to refuse bad hyper-parameters before anything runs
 
   // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
-  schedule = make_schedule(config.method, {depth, 4 * depth, micro(), config.horizon});
+  schedule = make_schedule(config.method, schedule_request(4 * depth + 2 * config.delay));
   Shape shape = input;
   std::uint64_t random_layer = 0;
   for (int k = 0; k < depth; ++k) {
-    const Program& program = schedule.stages[static_cast<std::size_t>(k)];
-    const auto has = [&](auto&& predicate) { return std::any_of(program.begin(), program.end(), predicate); };
-    const bool split = has([](const Instruction& i) { return i.op == Op::kBackwardInput; });
+    const auto index = static_cast<std::size_t>(k);
+    const Program& program = schedule.stages[index];
+    const bool split = std::any_of(program.begin(), program.end(),
+                                   [](const Instruction& i) { return i.op == Op::kBackwardInput; });
+    const int worker = schedule.worker_of(k);
     StageOptions options;
-    options.device = {config.device.backend, config.device.ordinal + k * config.devices / depth};
-    options.threads = threads_of(k);
+    options.device = {config.device.backend, config.device.ordinal + worker * config.devices / workers};
+    options.threads = threads_of(worker);
     options.index = k;
     options.optimizer = config.optimizer;
     options.split = split ? BackwardSplit::kSplit : BackwardSplit::kJoined;
     options.input = shape;
-    options.slots = schedule.slots[static_cast<std::size_t>(k)];
-    options.version_slots = schedule.version_slots[static_cast<std::size_t>(k)];
-    options.predicts =
-        has([](const Instruction& i) { return i.op == Op::kPredict || i.op == Op::kUpdatePredict; });
+    options.slots = schedule.slots[index];
+    options.version_slots = schedule.version_slots[index];
+    options.predicted_slots = schedule.predicted_slots[index];
     options.seed = config.seed;
     options.first_random_layer = random_layer;
-    version_copies.push_back(1 + options.version_slots + (options.predicts ? 1 : 0));
-    stages.emplace_back(std::move(options), std::move(layers[static_cast<std::size_t>(k)]));
+    version_copies.push_back(1 + options.version_slots + options.predicted_slots);
+    stages.emplace_back(std::move(options), std::move(layers[index]));
     random_layer += static_cast<std::uint64_t>(stages.back().random_layers());
     shape = stages.back().output_shape();
   }
@@ -68,18 +78,35 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   }
 }
 
-// The host's threads are divided over the stages; the first stages get what is left over.
-int EngineCore::threads_of(int stage) const {
-  const int depth = static_cast<int>(schedule.stages.size());
-  return std::max(1, config.threads / depth + (stage < config.threads % depth ? 1 : 0));
+ScheduleRequest EngineCore::schedule_request(std::int64_t minibatches) const {
+  return {.workers = workers,
+          .minibatches = static_cast<int>(minibatches),
+          .microbatches_per_update = micro(),
+          .horizon = config.horizon,
+          .chunks = config.chunks,
+          .delay = config.delay,
+          .costs = config.costs,
+          .activation_limit = config.activation_limit};
+}
+
+// The host's threads are divided over the workers; the first workers get what is left over.
+int EngineCore::threads_of(int worker) const {
+  return std::max(1, config.threads / workers + (worker < config.threads % workers ? 1 : 0));
 }
 
 void EngineCore::allocate() {
   if (allocated) return;
   const Device first = device_of(0);
   const Device last = device_of(depth() - 1);
+  std::vector<std::shared_ptr<Stream>> compute(static_cast<std::size_t>(workers));
   for (int k = 0; k < depth(); ++k) {
     const auto index = static_cast<std::size_t>(k);
+    const int worker = schedule.worker_of(k);
+    std::shared_ptr<Stream>& stream = compute[static_cast<std::size_t>(worker)];
+    if (!stream) {
+      stream = std::make_shared<Stream>(device_of(k), StreamOptions{threads_of(worker), config.execution,
+                                                                    "worker" + std::to_string(worker)});
+    }
     const Device previous = device_of(std::max(k - 1, 0));
     const Device next = device_of(std::min(k + 1, depth() - 1));
     for (const Device neighbour : {previous, next}) enable_peer_access(device_of(k), neighbour);
@@ -87,11 +114,12 @@ void EngineCore::allocate() {
     lanes.push_back(std::make_unique<StageLane>(LaneOptions{.device = device_of(k),
                                                             .previous = previous,
                                                             .next = next,
-                                                            .threads = threads_of(k),
                                                             .index = k,
                                                             .slots = schedule.slots[index],
+                                                            .compute = stream,
                                                             .execution = config.execution,
                                                             .times_copies = config.trace}));
+    lanes.back()->predictions.resize(static_cast<std::size_t>(schedule.predicted_slots[index]));
     lanes.back()->stashed_version.resize(static_cast<std::size_t>(schedule.version_slots[index]));
   }
   label_ring = schedule.slots[0] + depth() + 2;
@@ -106,21 +134,38 @@ void EngineCore::allocate() {
   correct = Buffer<std::int32_t>(last, kResultRing, MemoryKind::kPinned);
   loss_workspace = Memory(last, loss->workspace_bytes(stages.back().output_shape()));
   status.resize(stages.size());
-  timing.resize(stages.size());
+  timing.resize(static_cast<std::size_t>(workers));
   allocated = true;
 }
 
 void EngineCore::use_schedule(std::int64_t minibatches) {
   if (minibatches == schedule_length) return;
-  schedule = make_schedule(config.method, {depth(), static_cast<int>(minibatches), micro(), config.horizon});
+  schedule = make_schedule(config.method, schedule_request(minibatches));
   schedule_length = minibatches;
 }
 
+void EngineCore::use_rates(const TrainPass& pass) {
+  int farthest = 0;
+  for (const Program& program : schedule.stages) {
+    for (const Instruction& instruction : program) farthest = std::max(farthest, instruction.horizon);
+  }
+  rates.resize(stages.size());
+  for (std::size_t k = 0; k < rates.size(); ++k) {
+    rates[k].resize(static_cast<std::size_t>(pass.minibatches + farthest));
+    for (std::size_t i = 0; i < rates[k].size(); ++i) {
+      const std::int64_t step = pass.first_step + static_cast<std::int64_t>(i);
+      rates[k][i] = pass.learning_rate(step) * rate_factor(static_cast<int>(k), step);
+    }
+  }
+}
+
+float EngineCore::rate_factor(int, std::int64_t) const { return 1; }
+
 void EngineCore::drain() noexcept {
   for (auto& lane : lanes) {
-    for (Stream& stream : lane->streams) {
+    for (const auto& stream : lane->streams.all) {
       try {
-        stream.synchronize();
+        stream->synchronize();
       } catch (...) {  // NOLINT(bugprone-empty-catch): the first error is already on its way to the caller
       }
     }
@@ -129,7 +174,7 @@ void EngineCore::drain() noexcept {
 
 void EngineCore::throw_if_failed() {
   for (auto& lane : lanes) {
-    for (Stream& stream : lane->streams) stream.throw_if_failed();
+    for (const auto& stream : lane->streams.all) stream->throw_if_failed();
   }
 }
 

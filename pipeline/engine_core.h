@@ -29,6 +29,7 @@ struct EngineCore {
   std::vector<Stage> stages;
   std::vector<ModelTensor> tensors;
   std::vector<int> version_copies;
+  int workers = 1;
   bool allocated = false;
   PassClock::time_point epoch = PassClock::now();
 
@@ -40,12 +41,13 @@ struct EngineCore {
   Memory loss_workspace;
   std::vector<Event> label_ready, label_free, result_ready;
   std::vector<OptimizerStatus> status;
-  std::vector<float> rates;  // of the pass's steps and some beyond
+  std::vector<std::vector<float>> rates;  // by stage: of the pass's steps and some beyond
   std::vector<TraceSpan> trace;
   std::vector<StageTiming> timing;
   std::vector<std::unique_ptr<StageLane>> lanes;  // after everything that their work refers to
 
   int depth() const { return static_cast<int>(stages.size()); }
+  ScheduleRequest schedule_request(std::int64_t minibatches) const;
   Device device_of(int stage) const { return stages[static_cast<std::size_t>(stage)].device(); }
   int micro() const { return config.microbatches_per_update; }
 
@@ -53,9 +55,11 @@ struct EngineCore {
              std::unique_ptr<Loss> stage_loss, const Shape& minibatch);
   void allocate();
   void use_schedule(std::int64_t minibatches);
+  void use_rates(const TrainPass& pass);
+  float rate_factor(int stage, std::int64_t step) const;
   void drain() noexcept;
   void throw_if_failed();
-  int threads_of(int stage) const;
+  int threads_of(int worker) const;
 };
 
 // Runs one pass over the schedule: everything is stream-ordered, and the steady state allocates nothing.

@@ -1,100 +1,41 @@
 #include "pipeline/generators.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "kernels/runtime/names.h"
+#include "pipeline/methods.h"
+#include "pipeline/orders.h"
 
 namespace pipeoptim {
 namespace {
 
-enum class Order { kSequential, kGpipe, kOneForwardOneBackward, kAsynchronous };
-enum class Policy { kLive, kSameVersion, kDoubleBuffered, kSpecTrain, kPipeOptim };
-
-struct Method {
-  const char* name;
-  Order order;
-  Policy policy;
-};
-
-// A method is an order of compute and a policy for its weights; nothing else.
-constexpr std::array kMethods = {
-    Method{"sequential", Order::kSequential, Policy::kLive},
-    Method{"gpipe", Order::kGpipe, Policy::kLive},
-    Method{"1f1b", Order::kOneForwardOneBackward, Policy::kLive},
-    Method{"naive", Order::kAsynchronous, Policy::kLive},
-    Method{"pipedream", Order::kAsynchronous, Policy::kSameVersion},
-    Method{"pipedream-2bw", Order::kAsynchronous, Policy::kDoubleBuffered},
-    Method{"spectrain", Order::kAsynchronous, Policy::kSpecTrain},
-    Method{"pipeoptim", Order::kAsynchronous, Policy::kPipeOptim},
-};
-
-const Method& find_method(const std::string& name) {
-  for (const Method& method : kMethods) {
-    if (name == method.name) return method;
-  }
-  throw std::invalid_argument("unknown method '" + name + "'; did you mean '" +
-                              nearest_name(name, method_names()) + "'?");
-}
-
 std::int32_t divide_up(std::int32_t a, std::int32_t b) { return (a + b - 1) / b; }
 
-// One stage's program under construction.
-class Writer {
- public:
-  Writer(Program& program, std::int32_t per_update) : program_(program), per_update_(per_update) {}
-
-  void forward(std::int32_t j) { append(Op::kForward, j); }
-  // The update follows the backward of a mini-batch's last micro-batch.
-  void backward(std::int32_t j) {
-    append(Op::kBackward, j);
-    if ((j + 1) % per_update_ == 0) append(Op::kUpdate, j);
-  }
-
- private:
-  void append(Op op, std::int32_t j) {
-    Instruction instruction;
-    instruction.op = op;
-    instruction.microbatch = j;
-    instruction.minibatch = j / per_update_;
-    program_.push_back(instruction);
-  }
-  Program& program_;
-  std::int32_t per_update_;
-};
-
-// `count` micro-batches from `first` on, with `warm_up` forwards before the first backward.
-void one_forward_one_backward(Writer& writer, std::int32_t first, std::int32_t count, std::int32_t warm_up) {
-  warm_up = std::min(warm_up, count);
-  for (std::int32_t j = 0; j < warm_up; ++j) writer.forward(first + j);
-  for (std::int32_t j = warm_up; j < count; ++j) {
-    writer.forward(first + j);
-    writer.backward(first + j - warm_up);
-  }
-  for (std::int32_t j = count - warm_up; j < count; ++j) writer.backward(first + j);
+void append(Program& program, Op op, std::int32_t microbatch, std::int32_t per_update) {
+  Instruction instruction;
+  instruction.op = op;
+  instruction.microbatch = microbatch;
+  instruction.minibatch = microbatch / per_update;
+  program.push_back(instruction);
 }
 
-void write_program(Program& program, Order order, const ScheduleRequest& request, std::int32_t warm_up) {
-  const std::int32_t m = request.microbatches_per_update;
-  const std::int32_t all = request.minibatches * m;
-  Writer writer(program, m);
-  switch (order) {
-    case Order::kSequential:
-      return one_forward_one_backward(writer, 0, all, 0);
-    case Order::kGpipe:
-      for (std::int32_t first = 0; first < all; first += m) one_forward_one_backward(writer, first, m, m);
-      return;
-    case Order::kOneForwardOneBackward:
-      for (std::int32_t first = 0; first < all; first += m)
-        one_forward_one_backward(writer, first, m, warm_up);
-      return;
-    case Order::kAsynchronous:
-      return one_forward_one_backward(writer, 0, all, warm_up);
+// The turns of the workers, `first` micro-batches on, become the stages' programs. The update follows the
+// last weight gradient of a mini-batch.
+void append_turns(Schedule& schedule, const Turns& turns, std::int32_t first) {
+  const std::int32_t m = schedule.microbatches_per_update;
+  for (std::size_t d = 0; d < turns.size(); ++d) {
+    for (const Turn& turn : turns[d]) {
+      const std::int32_t j = first + turn.microbatch;
+      Program& program = schedule.stages[static_cast<std::size_t>(turn.stage)];
+      append(program, turn.op, j, m);
+      const bool whole = turn.op == Op::kBackward || turn.op == Op::kBackwardWeights;
+      if (whole && (j + 1) % m == 0) append(program, Op::kUpdate, j, m);
+      if (!schedule.turns.empty()) schedule.turns[d].push_back(turn.stage);
+    }
   }
 }
 
@@ -107,13 +48,16 @@ void note_live_versions(Program& program) {
   }
 }
 
-void set_prediction(Instruction& instruction, std::int32_t horizon) {
+void set_prediction(Instruction& instruction, std::int32_t horizon, std::int32_t slot = 0) {
   instruction.horizon = horizon;
-  instruction.source = horizon > 0 ? WeightSource::kPredicted : WeightSource::kLive;
+  instruction.source = horizon != 0 ? WeightSource::kPredicted : WeightSource::kLive;
+  instruction.predicted_slot = horizon != 0 ? slot : -1;
 }
 
 struct StageNumbers {
-  std::int32_t stage, warm_up, depth, per_update;
+  std::int32_t stage, depth, per_update;
+  std::int32_t
+      distance;  // micro-batches between a forward and its backward in steady state: W_k, or the delay
 };
 
 // Constant distances are in micro-batches; with m of them to an update they become ceil(distance / m)
@@ -123,86 +67,139 @@ std::int32_t pipeoptim_horizon(HorizonPolicy policy, const StageNumbers& at, std
     case HorizonPolicy::kExact:
       return gap;
     case HorizonPolicy::kPaper:
-      return divide_up(at.warm_up, at.per_update);
+      return divide_up(at.distance, at.per_update);
     case HorizonPolicy::kReleasedCode:
-      return divide_up(at.depth - at.stage, at.per_update);
+      return divide_up(at.distance + 1, at.per_update);
   }
   throw std::logic_error("unknown horizon policy");
 }
 
+// The live versions at a stage's forwards and backwards, by micro-batch. A split backward reads its stash in
+// the first half.
+struct LiveVersions {
+  std::vector<std::int32_t> forward, backward;
+
+  explicit LiveVersions(const Program& program) {
+    for (const Instruction& i : program) {
+      if (i.op == Op::kUpdate || i.op == Op::kBackwardWeights) continue;
+      auto& versions = i.op == Op::kForward ? forward : backward;
+      const auto j = static_cast<std::size_t>(i.microbatch);
+      versions.resize(std::max(versions.size(), j + 1));
+      versions[j] = i.version;
+    }
+  }
+};
+
 // Annotates F and B with what the method multiplies by. A version older than the live one is left for the
 // version pass to provide.
-void apply_policy(Program& program, Policy policy, HorizonPolicy horizon, const StageNumbers& at) {
-  std::vector<std::int32_t> forward_version, backward_version;  // live versions, by micro-batch
-  for (const Instruction& i : program) {
-    auto& versions = i.op == Op::kForward ? forward_version : backward_version;
-    if (i.op == Op::kUpdate) continue;
-    versions.resize(std::max<std::size_t>(versions.size(), static_cast<std::size_t>(i.microbatch) + 1));
-    versions[static_cast<std::size_t>(i.microbatch)] = i.version;
-  }
+void apply_policy(Program& program, WeightPolicy policy, HorizonPolicy horizon, const StageNumbers& at) {
+  const LiveVersions live(program);
   for (Instruction& i : program) {
     if (i.op == Op::kUpdate) continue;
     const auto j = static_cast<std::size_t>(i.microbatch);
     const bool forward = i.op == Op::kForward;
+    const std::int32_t gap = live.backward[j] - live.forward[j];
     switch (policy) {
-      case Policy::kLive:
+      case WeightPolicy::kLive:
         break;
-      case Policy::kSameVersion:
-        i.version = forward_version[j];
+      case WeightPolicy::kSameVersion:
+        i.version = live.forward[j];
         break;
-      case Policy::kDoubleBuffered:
+      case WeightPolicy::kVerticalSync:
+        i.version = std::max(i.microbatch - (at.depth - 1), 0) / at.per_update;
+        break;
+      case WeightPolicy::kDoubleBuffered:
         i.version = std::max(i.minibatch - 1, 0);
         break;
-      case Policy::kSpecTrain:
-        set_prediction(i, divide_up(at.stage / 2 + (forward ? at.warm_up : 0), at.per_update));
+      case WeightPolicy::kSpecTrain:
+        set_prediction(i, divide_up(at.stage / 2 + (forward ? at.distance : 0), at.per_update));
         break;
-      case Policy::kPipeOptim:
-        if (forward)
-          set_prediction(i, pipeoptim_horizon(horizon, at, backward_version[j] - forward_version[j]));
+      case WeightPolicy::kXPipe:
+        if (forward) i.version = live.forward[static_cast<std::size_t>(i.minibatch * at.per_update)];
+        set_prediction(i, divide_up(at.stage / 2 + (forward ? at.distance : 0), at.per_update),
+                       forward ? 0 : 1);
+        break;
+      case WeightPolicy::kPipeOptim:
+        if (forward) set_prediction(i, pipeoptim_horizon(horizon, at, gap));
+        break;
+      case WeightPolicy::kPaperHorizon:
+        if (forward) set_prediction(i, divide_up(at.distance, at.per_update));
+        break;
+      case WeightPolicy::kPipeMare:
+        if (!forward) set_prediction(i, -gap);
         break;
     }
   }
 }
 
-}  // namespace
-
-const std::vector<std::string>& method_names() {
-  static const std::vector<std::string> names = [] {
-    std::vector<std::string> list;
-    for (const Method& method : kMethods) list.emplace_back(method.name);
-    return list;
-  }();
-  return names;
+void require(bool holds, const std::string& message) {
+  if (!holds) throw std::invalid_argument(message);
 }
+
+void check_numbers(const Method& method, const ScheduleRequest& request) {
+  const std::int32_t m = request.microbatches_per_update;
+  const std::string name = method.name;
+  require(request.workers >= 1, "stages must be at least 1, got " + std::to_string(request.workers));
+  require(request.minibatches >= 1,
+          "mini-batches must be at least 1, got " + std::to_string(request.minibatches));
+  require(m >= 1, "micro-batches must be at least 1, got " + std::to_string(m));
+  require(m <= std::numeric_limits<std::int32_t>::max() / request.minibatches - request.workers,
+          std::to_string(request.minibatches) + " mini-batches of " + std::to_string(m) +
+              " micro-batches are too many for one schedule");
+  require(method.weights != WeightPolicy::kDoubleBuffered || m >= request.workers - 1,
+          name + " needs at least D-1 = " + std::to_string(request.workers - 1) +
+              " micro-batches per mini-batch, got " + std::to_string(m));
+  require(method.order != ComputeOrder::kDelayed || request.workers == 1,
+          name + " runs on one stage, not on " + std::to_string(request.workers));
+  require(request.delay >= 0, "the delay must be 0 or more, got " + std::to_string(request.delay));
+  require(method.order == ComputeOrder::kDelayed || request.delay == 0,
+          name + " takes no delay; 'delayed' does");
+  require(request.activation_limit >= 0,
+          "the limit of activations must be 0 or more, got " + std::to_string(request.activation_limit));
+  const ComputeCosts& costs = request.costs;
+  require(costs.forward > 0 && costs.backward_input > 0 && costs.backward_weights > 0,
+          "the costs of forward and backward must be positive");
+  require(request.horizon == HorizonPolicy::kExact || chunks_of(method, request.chunks) == 1,
+          "with several stages on a worker only the exact horizon is defined");
+}
+
+}  // namespace
 
 Schedule generate_compute(const std::string& name, const ScheduleRequest& request) {
   const Method& method = find_method(name);
-  const auto require = [](bool holds, const std::string& message) {
-    if (!holds) throw std::invalid_argument(message);
-  };
-  require(request.stages >= 1, "stages must be at least 1, got " + std::to_string(request.stages));
-  require(request.minibatches >= 1,
-          "mini-batches must be at least 1, got " + std::to_string(request.minibatches));
-  require(request.microbatches_per_update >= 1,
-          "micro-batches must be at least 1, got " + std::to_string(request.microbatches_per_update));
-  require(
-      request.microbatches_per_update <= std::numeric_limits<std::int32_t>::max() / request.minibatches - 1,
-      std::to_string(request.minibatches) + " mini-batches of " +
-          std::to_string(request.microbatches_per_update) + " micro-batches are too many for one schedule");
-  require(method.policy != Policy::kDoubleBuffered || request.microbatches_per_update >= request.stages - 1,
-          name + " needs at least D-1 = " + std::to_string(request.stages - 1) +
-              " micro-batches per mini-batch, got " + std::to_string(request.microbatches_per_update));
+  check_numbers(method, request);
+  const std::int32_t chunks = chunks_of(method, request.chunks);
+  const std::int32_t m = request.microbatches_per_update;
+  const std::int32_t depth = request.workers * chunks;
 
   Schedule schedule;
-  schedule.stages.resize(static_cast<std::size_t>(request.stages));
-  schedule.microbatches = request.minibatches * request.microbatches_per_update;
-  schedule.microbatches_per_update = request.microbatches_per_update;
-  for (std::int32_t k = 0; k < request.stages; ++k) {
-    const StageNumbers numbers{k, request.stages - 1 - k, request.stages, request.microbatches_per_update};
+  schedule.stages.resize(static_cast<std::size_t>(depth));
+  schedule.microbatches = request.minibatches * m;
+  schedule.microbatches_per_update = m;
+  if (chunks > 1) {
+    schedule.turns.resize(static_cast<std::size_t>(request.workers));
+    schedule.workers.resize(schedule.stages.size());
+    for (std::int32_t d = 0; d < request.workers; ++d) {
+      for (std::int32_t c = 0; c < chunks; ++c) {
+        schedule.workers[static_cast<std::size_t>(stage_of(method.order, request.workers, d, c))] = d;
+      }
+    }
+  }
+  // An asynchronous order fills and empties the pipeline once, a synchronous one for every mini-batch.
+  const bool once = is_asynchronous(method.order);
+  const Turns turns = make_turns({.order = method.order,
+                                  .workers = request.workers,
+                                  .chunks = chunks,
+                                  .count = once ? schedule.microbatches : m,
+                                  .delay = request.delay,
+                                  .costs = request.costs,
+                                  .activation_limit = request.activation_limit});
+  for (std::int32_t t = 0; t < (once ? 1 : request.minibatches); ++t) append_turns(schedule, turns, t * m);
+  for (std::int32_t k = 0; k < depth; ++k) {
     Program& program = schedule.stages[static_cast<std::size_t>(k)];
-    write_program(program, method.order, request, numbers.warm_up);
+    const std::int32_t distance = method.order == ComputeOrder::kDelayed ? request.delay : depth - 1 - k;
     note_live_versions(program);
-    apply_policy(program, method.policy, request.horizon, numbers);
+    apply_policy(program, method.weights, request.horizon, {k, depth, m, distance});
   }
   return schedule;
 }

@@ -3,7 +3,9 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/runtime/stream.h"
@@ -38,11 +40,16 @@ struct SpanRing {
 struct LaneOptions {
   Device device;
   Device previous, next;  // of the neighbours, whose streams read this stage's results
-  int threads = 1;
   int index = 0;
   int slots = 1;
+  std::shared_ptr<Stream> compute = {};  // of the worker, which the stages on it share
   HostExecution execution = HostExecution::kWorker;
   bool times_copies = false;  // for a trace; compute is always timed
+};
+
+struct LaneStreams {
+  std::vector<std::shared_ptr<Stream>> all;
+  Stream& operator[](std::size_t id) const { return *all[id]; }
 };
 
 struct StageLane {
@@ -59,9 +66,10 @@ struct StageLane {
       output_consumed.emplace_back(options.next);
       input_gradient_consumed.emplace_back(options.previous);
     }
-    streams.emplace_back(device, StreamOptions{options.threads, options.execution, name});
-    streams.emplace_back(device, StreamOptions{1, options.execution, name + "-act"});
-    streams.emplace_back(device, StreamOptions{1, options.execution, name + "-grad"});
+    const auto transfers = [&](const char* direction) {
+      return std::make_shared<Stream>(device, StreamOptions{1, options.execution, name + direction});
+    };
+    streams.all = {options.compute, transfers("-act"), transfers("-grad")};
   }
 
   std::vector<Event> input_ready;              // activations stream: the input lies in the slot
@@ -74,8 +82,11 @@ struct StageLane {
 
   // Written by the compute worker in stream order, where a pass asks for versions.
   std::int64_t version = 0;  // completed updates since the start of training
-  std::int64_t predicted_version = 0;
-  int predicted_horizon = 0;
+  struct Prediction {
+    std::int64_t version = 0;
+    int horizon = 0;
+  };
+  std::vector<Prediction> predictions;  // by predicted copy
   std::vector<std::int64_t> stashed_version;
   std::vector<VersionRecord> versions;
 
@@ -84,7 +95,7 @@ struct StageLane {
   double pass_start_us = 0, first_us = 0, last_us = 0, busy_us = 0;
   std::array<SpanRing, 3> spans;  // by stream
 
-  std::vector<Stream> streams;  // last: destroyed first, before what their work refers to
+  LaneStreams streams;  // last: destroyed first, before what their work refers to
 };
 
 }  // namespace pipeoptim

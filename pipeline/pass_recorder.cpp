@@ -57,18 +57,20 @@ void PassRecorder::note_pass(int k, const Instruction& instruction, char op) {
   if (!pass_.on_version) return;
   StageLane* const here = &lane(k);
   VersionRecord record{k, pass_.first_step + instruction.minibatch, global_microbatch(instruction), op, 0, 0};
-  here->streams[kCompute].submit(
-      [here, record, source = instruction.source, slot = instruction.version_slot]() mutable {
-        record.version = here->version;
-        if (source == WeightSource::kVersion) {
-          record.version = here->stashed_version[static_cast<std::size_t>(slot)];
-        }
-        if (source == WeightSource::kPredicted) {
-          record.version = here->predicted_version;
-          record.horizon = here->predicted_horizon;
-        }
-        here->versions.push_back(record);  // reserved
-      });
+  here->streams[kCompute].submit([here, record, source = instruction.source,
+                                  version_slot = instruction.version_slot,
+                                  predicted_slot = instruction.predicted_slot]() mutable {
+    record.version = here->version;
+    if (source == WeightSource::kVersion) {
+      record.version = here->stashed_version[static_cast<std::size_t>(version_slot)];
+    }
+    if (source == WeightSource::kPredicted) {
+      const auto& prediction = here->predictions[static_cast<std::size_t>(predicted_slot)];
+      record.version = prediction.version;
+      record.horizon = prediction.horizon;
+    }
+    here->versions.push_back(record);  // reserved
+  });
 }
 
 void PassRecorder::note_weights(int k, const Instruction& instruction) {
@@ -77,16 +79,17 @@ void PassRecorder::note_weights(int k, const Instruction& instruction) {
   VersionRecord record{k, pass_.first_step + instruction.minibatch, global_microbatch(instruction), 'U', 0,
                        0};
   here->streams[kCompute].submit([here, record, op = instruction.op, horizon = instruction.horizon,
-                                  slot = instruction.version_slot]() mutable {
+                                  version_slot = instruction.version_slot,
+                                  predicted_slot = instruction.predicted_slot]() mutable {
     if (op == Op::kUpdate || op == Op::kUpdatePredict) {
       record.version = ++here->version;
       here->versions.push_back(record);  // reserved
     }
     if (op == Op::kPredict || op == Op::kUpdatePredict) {
-      here->predicted_version = here->version;
-      here->predicted_horizon = horizon;
+      here->predictions[static_cast<std::size_t>(predicted_slot)] = {here->version, horizon};
     }
-    if (op == Op::kStashWeights) here->stashed_version[static_cast<std::size_t>(slot)] = here->version;
+    if (op == Op::kStashWeights)
+      here->stashed_version[static_cast<std::size_t>(version_slot)] = here->version;
   });
 }
 
@@ -140,8 +143,10 @@ void PassRecorder::finish(Mode mode) {
     for (const VersionRecord& record : here.versions) pass_.on_version(record);
   }
   if (mode != Mode::kTraining) return;
+  std::fill(core_.timing.begin(), core_.timing.end(), StageTiming{0, (last_us - first_us) * 1e-6});
   for (int k = 0; k < core_.depth(); ++k) {
-    core_.timing[static_cast<std::size_t>(k)] = {lane(k).busy_us * 1e-6, (last_us - first_us) * 1e-6};
+    const auto worker = static_cast<std::size_t>(core_.schedule.worker_of(k));
+    core_.timing[worker].busy_seconds += lane(k).busy_us * 1e-6;
   }
 }
 

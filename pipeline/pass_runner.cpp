@@ -89,7 +89,7 @@ class PassRunner {
         take_results(false);
       }
       for (auto& lane : core_.lanes) {
-        for (Stream& stream : lane->streams) stream.synchronize();
+        for (const auto& stream : lane->streams.all) stream->synchronize();
       }
       take_results(true);
     } catch (...) {
@@ -198,6 +198,7 @@ class PassRunner {
     pass.slot = instruction.slot;
     pass.source = instruction.source;
     pass.version_slot = instruction.version_slot;
+    pass.predicted_slot = instruction.predicted_slot;
     pass.microbatch = static_cast<std::uint64_t>(recorder_.global_microbatch(instruction));
     pass.mode = mode_;
     pass.gradients = instruction.microbatch % schedule_.microbatches_per_update == 0 ? GradientMode::kStore
@@ -271,14 +272,14 @@ class PassRunner {
     recorder_.begin_span(k, kCompute, instruction);
     switch (instruction.op) {
       case Op::kUpdate:
-        stage(k).update(stream, core_.rates[static_cast<std::size_t>(instruction.minibatch)]);
+        stage(k).update(stream, rate(k, instruction));
         break;
       case Op::kUpdatePredict:
-        stage(k).update_predict(stream, core_.rates[static_cast<std::size_t>(instruction.minibatch)],
-                                rates_after(instruction.version, instruction.horizon));
+        stage(k).update_predict(stream, rate(k, instruction), instruction.predicted_slot,
+                                rates_after(k, instruction));
         break;
       case Op::kPredict:
-        stage(k).predict(stream, rates_after(instruction.version, instruction.horizon));
+        stage(k).predict(stream, instruction.predicted_slot, rates_after(k, instruction));
         break;
       default:
         stage(k).stash_weights(stream, instruction.version_slot);
@@ -287,9 +288,13 @@ class PassRunner {
     recorder_.note_weights(k, instruction);
   }
 
-  LearningRates rates_after(std::int64_t version, int horizon) const {
-    return LearningRates(core_.rates)
-        .subspan(static_cast<std::size_t>(version), static_cast<std::size_t>(horizon));
+  float rate(int k, const Instruction& instruction) const {
+    return core_.rates[static_cast<std::size_t>(k)][static_cast<std::size_t>(instruction.minibatch)];
+  }
+  LearningRates rates_after(int k, const Instruction& instruction) const {
+    return LearningRates(core_.rates[static_cast<std::size_t>(k)])
+        .subspan(static_cast<std::size_t>(instruction.version),
+                 static_cast<std::size_t>(instruction.horizon));
   }
 
   void wait_for_result() {

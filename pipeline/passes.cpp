@@ -77,28 +77,34 @@ std::int32_t materialise_versions(Program& program) {
   return pool.size();
 }
 
-void insert_predictions(Program& program) {
+std::int32_t insert_predictions(Program& program) {
   Program out;
   out.reserve(program.size() + program.size() / 3);
   std::int32_t live = 0;
-  std::pair<std::int32_t, std::int32_t> held{-1, -1};  // version and horizon of the predicted copy
+  std::vector<std::pair<std::int32_t, std::int32_t>> held;  // version and horizon, by predicted copy
   for (const Instruction& instruction : program) {
     if (instruction.op == Op::kUpdate) ++live;
-    const std::pair wanted{live, instruction.horizon};
-    if (is_compute(instruction.op) && instruction.source == WeightSource::kPredicted && held != wanted) {
-      if (!out.empty() && out.back().op == Op::kUpdate) {
-        out.back().op = Op::kUpdatePredict;
-        out.back().horizon = instruction.horizon;
-      } else {
-        Instruction predict = like(instruction, Op::kPredict);
-        predict.version = live;
-        out.push_back(predict);
+    if (is_compute(instruction.op) && instruction.source == WeightSource::kPredicted) {
+      const auto slot = static_cast<std::size_t>(instruction.predicted_slot);
+      if (slot >= held.size()) held.resize(slot + 1, {-1, 0});
+      const std::pair wanted{instruction.version, instruction.horizon};
+      if (held[slot] != wanted) {
+        if (!out.empty() && out.back().op == Op::kUpdate) {
+          out.back().op = Op::kUpdatePredict;
+          out.back().horizon = instruction.horizon;
+          out.back().predicted_slot = instruction.predicted_slot;
+        } else {
+          Instruction predict = like(instruction, Op::kPredict);
+          predict.version = live;
+          out.push_back(predict);
+        }
+        held[slot] = wanted;
       }
-      held = wanted;
     }
     out.push_back(instruction);
   }
   program = std::move(out);
+  return static_cast<std::int32_t>(held.size());
 }
 
 std::int32_t assign_slots(Program& program) {

@@ -10,8 +10,9 @@ namespace pipeoptim {
 // Returns the number of version slots.
 std::int32_t materialise_versions(Program& program);
 
-// Puts predictions in front of what reads them, and fuses an update with the prediction that follows it.
-void insert_predictions(Program& program);
+// Puts predictions in front of what reads them, and fuses an update with the prediction that follows it. A
+// copy that already holds what is wanted is read again. Returns the number of predicted copies.
+std::int32_t insert_predictions(Program& program);
 
 // Gives each micro-batch in flight an activation slot: the lowest free one. Returns the number of slots.
 std::int32_t assign_slots(Program& program);

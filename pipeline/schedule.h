@@ -1,5 +1,6 @@
 // A schedule is data: for every stage one vector of instructions, in the order in which the stage's host
-// issues them.
+// issues them. A stage is a part of the model; a worker (device, rank, group of cores) holds one stage, or
+// several (its chunks), whose compute it runs one at a time.
 #pragma once
 
 #include <cstdint>
@@ -38,8 +39,9 @@ struct Instruction {
   std::int32_t slot = -1;       // activation slot of the micro-batch on this stage
   WeightSource source = WeightSource::kLive;
   std::int32_t version = 0;  // F, B: base version it reads; U: version it makes (counted from the flush)
-  std::int32_t horizon = 0;  // F, B, predict: steps of prediction
-  std::int32_t version_slot = -1;  // kStashWeights and WeightSource::kVersion
+  std::int32_t horizon = 0;  // F, B, predict: steps of prediction; below 0: back to the forward's weights
+  std::int32_t version_slot = -1;    // kStashWeights and WeightSource::kVersion
+  std::int32_t predicted_slot = -1;  // kPredict, kUpdatePredict and WeightSource::kPredicted
 
   friend bool operator==(const Instruction&, const Instruction&) = default;
 };
@@ -50,29 +52,45 @@ struct Schedule {
   std::vector<Program> stages;
   std::int32_t microbatches = 0;  // between two flushes
   std::int32_t microbatches_per_update = 1;
-  std::vector<std::int32_t> slots;          // per stage: activation slots needed
-  std::vector<std::int32_t> version_slots;  // per stage: extra full weight copies for kVersion
+  std::vector<std::int32_t> slots;            // per stage: activation slots needed
+  std::vector<std::int32_t> version_slots;    // per stage: extra full weight copies for kVersion
+  std::vector<std::int32_t> predicted_slots;  // per stage: predicted weight copies
+  // Only where a worker holds several stages: the worker of each stage, and for each worker the stages whose
+  // next forward or backward it runs, in order.
+  std::vector<std::int32_t> workers;
+  std::vector<std::vector<std::int32_t>> turns;
 
   int depth() const { return static_cast<int>(stages.size()); }
+  int worker_of(int stage) const {
+    return workers.empty() ? stage : static_cast<int>(workers[static_cast<std::size_t>(stage)]);
+  }
+  int worker_count() const { return turns.empty() ? depth() : static_cast<int>(turns.size()); }
 };
 
 enum class HorizonPolicy { kExact, kPaper, kReleasedCode };
 
+// What one micro-batch costs a stage, in any unit; where stages differ, their mean.
+struct ComputeCosts {
+  double forward = 1, backward_input = 1, backward_weights = 1;
+};
+
 // What a method is asked to make a schedule for.
 struct ScheduleRequest {
-  int stages = 1;
+  int workers = 1;
   int minibatches = 1;  // mini-batches (updates) between two flushes
   int microbatches_per_update = 1;
   HorizonPolicy horizon = HorizonPolicy::kExact;
+  int chunks = 0;  // stages that each worker holds; 0: as the method has it by default
+  int delay = 0;   // "delayed": updates between a forward and its backward
+  // "zb-auto" only: what it places weight gradients by, and the micro-batches that a worker may have in
+  // flight (0: as many as "zb-h2" has).
+  ComputeCosts costs = {};
+  int activation_limit = 0;
 };
 
-// Makes the complete, validated schedule of a method: "sequential", "gpipe", "1f1b", "naive", "pipedream",
-// "pipedream-2bw", "spectrain", "pipeoptim". Throws std::invalid_argument for an unknown name (with the
-// nearest one) or impossible numbers (saying which).
+// Makes the complete, validated schedule of a method (pipeline/methods.h). Throws std::invalid_argument for
+// impossible numbers (saying which).
 Schedule make_schedule(const std::string& method, const ScheduleRequest& request);
-
-// All method names, in the order of the documentation.
-const std::vector<std::string>& method_names();
 
 // Forward only (evaluation): each stage F of every micro-batch with its transfers, live weights.
 Schedule make_forward_schedule(int stages, int microbatches);
@@ -90,7 +108,8 @@ struct IssueStep {
 };
 std::vector<IssueStep> issue_order(const Schedule& schedule);
 
-// Unit-time picture: one line a stage, one column a time unit ("F0", "B0"; updates merged into B).
+// Unit-time picture: one line a worker, one column a time unit ("F0", "B0"; updates merged into B; of a
+// worker's second stage "F0b", and so on).
 std::string draw(const Schedule& schedule, int max_columns = 110);
 
 std::string to_string(const Instruction& instruction);

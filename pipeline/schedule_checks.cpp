@@ -35,6 +35,7 @@ class StageChecker {
         forward_only_(forward_only(schedule)),
         slots_(static_cast<std::size_t>(schedule.slots[static_cast<std::size_t>(stage)])),
         version_holds_(static_cast<std::size_t>(schedule.version_slots[static_cast<std::size_t>(stage)]), -1),
+        predictions_(static_cast<std::size_t>(schedule.predicted_slots[static_cast<std::size_t>(stage)])),
         progress_(static_cast<std::size_t>(schedule.microbatches)) {}
 
   void run() {
@@ -64,6 +65,11 @@ class StageChecker {
   struct Slot {
     std::int32_t holder = -1;
     bool in_use = false;
+  };
+
+  struct Prediction {
+    std::int32_t version = -1, horizon = 0;
+    friend bool operator==(const Prediction&, const Prediction&) = default;
   };
 
   void require(bool holds, const Instruction& instruction, const char* what) const {
@@ -175,14 +181,15 @@ class StageChecker {
     done.sent_gradient = true;
   }
 
-  void check_weights(const Instruction& i) const {
-    require((i.source == WeightSource::kPredicted) == (i.horizon > 0), i,
-            "a prediction needs a positive horizon, anything else horizon 0");
+  void check_weights(const Instruction& i) {
+    require((i.source == WeightSource::kPredicted) == (i.horizon != 0), i,
+            "a prediction needs a horizon, anything else horizon 0");
     switch (i.source) {
       case WeightSource::kLive:
         return require(i.version == live_, i, "reads the live weights, but they are another version");
       case WeightSource::kPredicted:
-        return require(predicted_version_ == i.version && predicted_horizon_ == i.horizon, i,
+        require(in_range(i.predicted_slot, predictions_.size()), i, "predicted copy out of range");
+        return require(prediction(i) == Prediction{i.version, i.horizon}, i,
                        "the predicted copy holds another version or horizon");
       case WeightSource::kVersion:
         require(in_range(i.version_slot, version_holds_.size()), i, "version slot out of range");
@@ -205,15 +212,18 @@ class StageChecker {
   }
 
   void hold_prediction(const Instruction& i) {
-    require(i.horizon > 0, i, "a prediction needs a positive horizon");
-    predicted_version_ = live_;
-    predicted_horizon_ = i.horizon;
+    require(i.horizon != 0, i, "a prediction needs a horizon");
+    require(in_range(i.predicted_slot, predictions_.size()), i, "predicted copy out of range");
+    prediction(i) = {live_, i.horizon};
   }
 
   static bool in_range(std::int32_t index, std::size_t size) {
     return index >= 0 && static_cast<std::size_t>(index) < size;
   }
   Progress& progress(const Instruction& i) { return progress_[static_cast<std::size_t>(i.microbatch)]; }
+  Prediction& prediction(const Instruction& i) {
+    return predictions_[static_cast<std::size_t>(i.predicted_slot)];
+  }
   Slot& slot(const Instruction& i) { return slots_[static_cast<std::size_t>(i.slot)]; }
 
   const Schedule& schedule_;
@@ -222,10 +232,9 @@ class StageChecker {
   std::size_t index_ = 0;
   std::int32_t live_ = 0;
   std::int32_t last_backward_ = -1;
-  std::int32_t predicted_version_ = -1;
-  std::int32_t predicted_horizon_ = -1;
   std::vector<Slot> slots_;
   std::vector<std::int32_t> version_holds_;
+  std::vector<Prediction> predictions_;  // by copy
   std::vector<Progress> progress_;
 };
 

@@ -75,22 +75,23 @@ void Stage::allocate() {
   const auto elements = static_cast<std::size_t>(parameter_elements_);
   weights_ = Buffer<float>(device, elements);
   gradients_ = Buffer<float>(device, elements);
-  if (options_.predicts) predicted_ = Buffer<float>(device, elements);
+  for (int i = 0; i < options_.predicted_slots; ++i) predicted_.emplace_back(device, elements);
   for (int i = 0; i < options_.version_slots; ++i) versions_.emplace_back(device, elements);
   state_values_ = Buffer<float>(device, static_cast<std::size_t>(state_elements_));
   slots_ = Memory(device, slot_bytes_ * static_cast<std::size_t>(options_.slots));
   workspace_ = Memory(device, plan_.workspace_bytes);
   if (parameter_elements_ > 0) optimizer_ = make_optimizer(device, options_.optimizer, optimizer_arena());
 
-  version_pointers_.resize(versions_.size());
-  for (const PlacedTensor& placed : parameters_) {
-    live_pointers_.push_back(weights_.data() + placed.offset);
+  const auto pointers_into = [&](const Buffer<float>& copy) {
+    std::vector<const float*> pointers;
+    for (const PlacedTensor& placed : parameters_) pointers.push_back(copy.data() + placed.offset);
+    return pointers;
+  };
+  live_pointers_ = pointers_into(weights_);
+  for (const Buffer<float>& copy : predicted_) predicted_pointers_.push_back(pointers_into(copy));
+  for (const Buffer<float>& copy : versions_) version_pointers_.push_back(pointers_into(copy));
+  for (const PlacedTensor& placed : parameters_)
     gradient_pointers_.push_back(gradients_.data() + placed.offset);
-    if (options_.predicts) predicted_pointers_.push_back(predicted_.data() + placed.offset);
-    for (std::size_t i = 0; i < versions_.size(); ++i) {
-      version_pointers_[i].push_back(versions_[i].data() + placed.offset);
-    }
-  }
   for (const PlacedTensor& placed : states_) state_pointers_.push_back(state_values_.data() + placed.offset);
 }
 
@@ -102,7 +103,7 @@ StageMemory Stage::memory() const {
   memory.gradients = copy;
   memory.optimizer =
       parameter_elements_ == 0 ? 0 : copy * static_cast<std::size_t>(optimizer_slots(options_.optimizer));
-  memory.predicted = options_.predicts ? copy : 0;
+  memory.predicted = copy * static_cast<std::size_t>(options_.predicted_slots);
   memory.versions = copy * static_cast<std::size_t>(options_.version_slots);
   memory.states = float_bytes(state_elements_);
   memory.stash = slots * (slot_bytes_ - stash_offset_);
@@ -111,21 +112,21 @@ StageMemory Stage::memory() const {
   return memory;
 }
 
-std::span<const float* const> Stage::pointers(WeightSource source, int version_slot) const {
-  switch (source) {
+std::span<const float* const> Stage::pointers(const Pass& pass) const {
+  switch (pass.source) {
     case WeightSource::kLive:
       return live_pointers_;
     case WeightSource::kPredicted:
-      return predicted_pointers_;
+      return predicted_pointers_.at(static_cast<std::size_t>(pass.predicted_slot));
     case WeightSource::kVersion:
-      return version_pointers_.at(static_cast<std::size_t>(version_slot));
+      return version_pointers_.at(static_cast<std::size_t>(pass.version_slot));
   }
   throw std::logic_error("unknown weight source");
 }
 
 void Stage::forward(Stream& stream, const Pass& pass) const {
   layers_->forward({.stream = stream,
-                    .weights = {pointers(pass.source, pass.version_slot)},
+                    .weights = {pointers(pass)},
                     .states = state_pointers_,
                     .input = ConstTensor(input(pass.slot), options_.input),
                     .output = {output(pass.slot), plan_.output},
@@ -138,7 +139,7 @@ void Stage::forward(Stream& stream, const Pass& pass) const {
 void Stage::backward(Stream& stream, const Pass& pass, Part part) const {
   const BackwardContext context{
       .stream = stream,
-      .weights = {pointers(pass.source, pass.version_slot)},
+      .weights = {pointers(pass)},
       .gradients = {gradient_pointers_, pass.gradients},
       .input = ConstTensor(input(pass.slot), options_.input),
       .output = ConstTensor(output(pass.slot), plan_.output),
@@ -161,13 +162,16 @@ void Stage::update(Stream& stream, float lr) {
   if (optimizer_) optimizer_->update(stream, weights_.data(), gradients_.data(), lr);
 }
 
-void Stage::predict(Stream& stream, LearningRates rates) {
-  if (optimizer_) optimizer_->predict(stream, weights_.data(), predicted_.data(), rates);
+void Stage::predict(Stream& stream, int predicted_slot, LearningRates rates) {
+  if (!optimizer_) return;
+  optimizer_->predict(stream, weights_.data(), predicted_.at(static_cast<std::size_t>(predicted_slot)).data(),
+                      rates);
 }
 
-void Stage::update_predict(Stream& stream, float lr, LearningRates rates) {
+void Stage::update_predict(Stream& stream, float lr, int predicted_slot, LearningRates rates) {
   if (!optimizer_) return;
-  optimizer_->update_predict(stream, weights_.data(), gradients_.data(), lr, predicted_.data(), rates);
+  optimizer_->update_predict(stream, weights_.data(), gradients_.data(), lr,
+                             predicted_.at(static_cast<std::size_t>(predicted_slot)).data(), rates);
 }
 
 void Stage::stash_weights(Stream& stream, int version_slot) {

@@ -30,10 +30,10 @@ struct StageOptions {
   int index = 0;
   OptimizerConfig optimizer;
   BackwardSplit split = BackwardSplit::kJoined;
-  Shape input;            // of one micro-batch
-  int slots = 1;          // micro-batches in flight
-  int version_slots = 0;  // extra full weight copies
-  bool predicts = false;  // a predicted copy is needed
+  Shape input;              // of one micro-batch
+  int slots = 1;            // micro-batches in flight
+  int version_slots = 0;    // extra full weight copies
+  int predicted_slots = 0;  // predicted copies
   std::uint64_t seed = 0;
   std::uint64_t first_random_layer = 0;
 };
@@ -70,6 +70,7 @@ class Stage {
     int slot = 0;
     WeightSource source = WeightSource::kLive;
     int version_slot = -1;
+    int predicted_slot = -1;
     std::uint64_t microbatch = 0;  // counted from the start of training: keys the random numbers
     Mode mode = Mode::kTraining;
     GradientMode gradients = GradientMode::kStore;
@@ -80,8 +81,8 @@ class Stage {
   void backward(Stream& stream, const Pass& pass, Part part) const;
 
   void update(Stream& stream, float lr);
-  void predict(Stream& stream, LearningRates rates);
-  void update_predict(Stream& stream, float lr, LearningRates rates);
+  void predict(Stream& stream, int predicted_slot, LearningRates rates);
+  void update_predict(Stream& stream, float lr, int predicted_slot, LearningRates rates);
   void stash_weights(Stream& stream, int version_slot);
 
  private:
@@ -90,7 +91,7 @@ class Stage {
     return reinterpret_cast<T*>(slots_.data() + static_cast<std::size_t>(slot) * slot_bytes_ + offset);
   }
   void place_tensors();
-  std::span<const float* const> pointers(WeightSource source, int version_slot) const;
+  std::span<const float* const> pointers(const Pass& pass) const;
   OptimizerArena optimizer_arena() const;
 
   StageOptions options_;
@@ -105,13 +106,13 @@ class Stage {
   std::size_t input_offset_ = 0, output_offset_ = 0, input_gradient_offset_ = 0, output_gradient_offset_ = 0,
               stash_offset_ = 0;
 
-  Buffer<float> weights_, gradients_, predicted_, state_values_;
-  std::vector<Buffer<float>> versions_;
+  Buffer<float> weights_, gradients_, state_values_;
+  std::vector<Buffer<float>> predicted_, versions_;
   Memory slots_, workspace_;
   std::unique_ptr<Optimizer> optimizer_;
   // Pointers to each parameter in each copy, prepared once.
-  std::vector<const float*> live_pointers_, predicted_pointers_;
-  std::vector<std::vector<const float*>> version_pointers_;
+  std::vector<const float*> live_pointers_;
+  std::vector<std::vector<const float*>> predicted_pointers_, version_pointers_;
   std::vector<float*> gradient_pointers_, state_pointers_;
 };
 

@@ -13,6 +13,7 @@
 #include "models/zoo.h"
 #include "pipeline/app/app.h"
 #include "pipeline/app/config.h"
+#include "pipeline/methods.h"
 
 namespace pipeoptim::app {
 namespace {
@@ -122,12 +123,21 @@ void CommandLine::add_model(Subcommand& command) {
 
 void CommandLine::add_pipeline(Subcommand& command) {
   command.app->option_defaults()->group("Pipeline");
-  add(command, "stages", options_.stages, "Pipeline stages");
+  add(command, "stages", options_.stages, "Pipeline stages, or workers where each holds several (--chunks)");
   add(command, "cuts", options_.cuts, "First layer of stages 1, 2, ... (default: balanced by cost)");
   add(command, "method", options_.method, join(method_names()));
   add(command, "horizon", options_.horizon, "How far a prediction looks: " + join(horizon_names()));
   add(command, "predictor", options_.predictor, join(predictor_names()));
   add(command, "micro-batches", options_.micro_batches, "Micro-batches of a mini-batch");
+  add(command, "chunks", options_.chunks,
+      "Stages that each worker holds: interleaved, naive, pipedream, pipeoptim (0: the method's default)");
+  add(command, "delay", options_.delay, "delayed: updates between a forward and its backward");
+  add(command, "costs", options_.costs, "zb-auto: cost of forward, input gradient, weight gradient");
+  add(command, "activation-limit", options_.activation_limit,
+      "zb-auto: micro-batches in flight on a worker (0: 2D-1, as zb-h2)");
+  add(command, "pipemare-anneal", options_.pipemare_anneal,
+      "pipemare: steps of the lower rates at the start (-1: a quarter of all; 0: none)");
+  add(command, "pipemare-decay", options_.pipemare_decay, "pipemare: decay of the average weight step");
   add(command, "threads", options_.threads,
       "Host threads, divided over the stages (default: OMP_NUM_THREADS, or usable cores)");
   add(command, "device", options_.device, "auto, cpu, cuda");

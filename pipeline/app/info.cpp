@@ -11,6 +11,7 @@
 #include "models/data/dataset.h"
 #include "models/zoo.h"
 #include "pipeline/app/app.h"
+#include "pipeline/methods.h"
 
 namespace pipeoptim::app {
 namespace {

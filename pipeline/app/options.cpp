@@ -8,6 +8,7 @@
 #include "kernels/runtime/names.h"
 #include "models/data/dataset.h"
 #include "models/zoo.h"
+#include "pipeline/methods.h"
 #include "pipeline/schedule.h"
 
 namespace pipeoptim::app {
@@ -80,6 +81,16 @@ void validate_sizes(const Options& options) {
   require(options.stages >= 1, "--stages", options.stages, "1 or more");
   require(options.devices >= 0, "--devices", options.devices, "0 or more");
   require(options.micro_batches >= 1, "--micro-batches", options.micro_batches, "1 or more");
+  require(options.chunks >= 0, "--chunks", options.chunks, "1 or more (0: the method's default)");
+  require(options.delay >= 0, "--delay", options.delay, "0 or more");
+  require(options.delay == 0 || options.method == "delayed", "--delay", options.delay,
+          "left out but for --method delayed");
+  require(options.activation_limit >= 0, "--activation-limit", options.activation_limit, "0 or more");
+  require(options.costs.size() == 3, "--costs", options.costs.size(), "three numbers long");
+  for (const double cost : options.costs)
+    require(cost > 0 && std::isfinite(cost), "--costs", cost, "positive numbers");
+  require(options.pipemare_anneal >= -1, "--pipemare-anneal", options.pipemare_anneal, "0 or more");
+  require_factor("--pipemare-decay", options.pipemare_decay);
   require(options.threads >= 1, "--threads", options.threads, "1 or more");
   require(options.batch_size >= 1, "--batch-size", options.batch_size, "1 or more");
   require(options.epochs >= 1, "--epochs", options.epochs, "1 or more");
@@ -95,10 +106,10 @@ void validate_sizes(const Options& options) {
                                 " cannot be divided into --micro-batches " +
                                 std::to_string(options.micro_batches));
   }
-  if (!options.cuts.empty() && static_cast<int>(options.cuts.size()) != options.stages - 1) {
-    throw std::invalid_argument("--cuts names " + std::to_string(options.cuts.size()) +
-                                " cuts, but --stages " + std::to_string(options.stages) + " needs " +
-                                std::to_string(options.stages - 1));
+  const int stages = model_stages(options);
+  if (!options.cuts.empty() && static_cast<int>(options.cuts.size()) != stages - 1) {
+    throw std::invalid_argument("--cuts names " + std::to_string(options.cuts.size()) + " cuts, but " +
+                                std::to_string(stages) + " stages need " + std::to_string(stages - 1));
   }
 }
 
@@ -108,6 +119,10 @@ void validate(const Options& options) {
   validate_names(options);
   validate_optimizer(options);
   validate_sizes(options);
+}
+
+int model_stages(const Options& options) {
+  return options.stages * chunks_of(find_method(options.method), options.chunks);
 }
 
 const std::vector<std::string>& horizon_names() {

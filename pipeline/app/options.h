@@ -26,6 +26,10 @@ struct Options {
   std::vector<int> cuts;  // first layer of stages 1, 2, ...; empty: balanced by cost
   std::string method = "pipeoptim", horizon = "exact", predictor = "linear";
   int micro_batches = 1;
+  int chunks = 0, delay = 0, activation_limit = 0;
+  std::vector<double> costs = {1, 1, 1};  // forward, input gradient, weight gradient
+  std::int64_t pipemare_anneal = -1;
+  double pipemare_decay = 0.135;
   int threads = 1;
   std::string device = "auto";
   int devices = 0;  // CUDA devices; 0: all, at most one a stage
@@ -51,6 +55,9 @@ struct Options {
 // Throws std::invalid_argument, naming the option, for an unknown name (with the nearest one) or a number
 // that can never fit. What depends on the model or the data is checked where it is known.
 void validate(const Options& options);
+
+// Stages of the model: several on each of --stages workers where the method wants that.
+int model_stages(const Options& options);
 
 HorizonPolicy horizon_policy(const std::string& name);
 Predictor predictor(const std::string& name);

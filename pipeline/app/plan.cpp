@@ -80,11 +80,16 @@ void print_memory(const std::vector<StageInfo>& stages) {
   fmt::print("{:>12}\n", bytes_text(sum));
 }
 
-void print_schedule(const Options& options, int stages) {
+void print_schedule(const Options& options) {
+  const int work = 2 * options.stages + options.delay + 2;
   ScheduleRequest request;
-  request.stages = stages;
+  request.workers = options.stages;
+  request.chunks = options.chunks;
+  request.delay = options.delay;
+  request.costs = {options.costs[0], options.costs[1], options.costs[2]};
+  request.activation_limit = options.activation_limit;
   request.microbatches_per_update = options.micro_batches;
-  request.minibatches = std::max(2, (2 * stages + 2 + options.micro_batches - 1) / options.micro_batches);
+  request.minibatches = std::max(2, (work + options.micro_batches - 1) / options.micro_batches);
   request.horizon = horizon_policy(options.horizon);
   const Schedule schedule = make_schedule(options.method, request);
   fmt::print("\nschedule of {}, {} mini-batches of {}\n{}", options.method, request.minibatches,
@@ -107,7 +112,7 @@ ExitCode plan(const Options& options) {
              options.batch_size, stages.size(), options.method, options.optimizer.rule, to_string(device));
   print_layers(stages);
   print_memory(stages);
-  print_schedule(options, static_cast<int>(stages.size()));
+  print_schedule(options);
   return kSuccess;
 }
 

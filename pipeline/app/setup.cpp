@@ -14,14 +14,19 @@ namespace pipeoptim::app {
 namespace {
 
 Cuts choose_cuts(const Options& options, std::span<const NamedLayer> layers, const Shape& input) {
-  if (options.stages > static_cast<int>(layers.size())) {
-    throw std::invalid_argument("--stages " + std::to_string(options.stages) + " is more than the " +
-                                std::to_string(layers.size()) + " layers of " + options.model);
+  const int stages = model_stages(options);
+  if (stages > static_cast<int>(layers.size())) {
+    const std::string what = stages == options.stages
+                                 ? "--stages " + std::to_string(stages) + " is"
+                                 : "--stages " + std::to_string(options.stages) + " with " +
+                                       std::to_string(stages / options.stages) + " chunks each are";
+    throw std::invalid_argument(what + " more than the " + std::to_string(layers.size()) + " layers of " +
+                                options.model);
   }
-  if (options.cuts.empty()) return balanced_cuts(layer_costs(layers, input), options.stages);
+  if (options.cuts.empty()) return balanced_cuts(layer_costs(layers, input), stages);
   std::string text;
   for (const int cut : options.cuts) text += (text.empty() ? "" : ",") + std::to_string(cut);
-  return parse_cuts(text, options.stages, layers.size());
+  return parse_cuts(text, stages, layers.size());
 }
 
 bool augments(const Options& options) {
@@ -33,7 +38,7 @@ LoaderOptions loader_options(const Options& options, Device device) {
   loader.batch = options.batch_size;
   loader.seed = options.seed;
   loader.device = device;
-  loader.depth = options.stages + 4;  // the first stage holds one mini-batch a stage
+  loader.depth = model_stages(options) + 4;  // the first stage holds one mini-batch a stage
   return loader;
 }
 
@@ -101,6 +106,11 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   config.threads = options.threads;
   config.method = options.method;
   config.horizon = horizon_policy(options.horizon);
+  config.chunks = options.chunks;
+  config.delay = options.delay;
+  config.costs = {options.costs[0], options.costs[1], options.costs[2]};
+  config.activation_limit = options.activation_limit;
+  config.pipemare = {options.pipemare_anneal, options.pipemare_decay};
   config.optimizer = options.optimizer;
   config.optimizer.predictor = predictor(options.predictor);
   config.microbatches_per_update = options.micro_batches;

@@ -60,9 +60,10 @@ void print_end(const Options& options, const Engine& engine, const TrainingResul
                *result.last.test_loss, result.steps);
   }
   if (options.quiet) return;
+  const char* worker = model_stages(options) == options.stages ? "stage" : "worker";
   fmt::print("bubble");
   for (std::size_t k = 0; k < result.timing.size(); ++k) {
-    fmt::print("{} stage {} {:.1f} %", k ? "," : "", k, 100 * bubble(result.timing[k]));
+    fmt::print("{} {} {} {:.1f} %", k ? "," : "", worker, k, 100 * bubble(result.timing[k]));
   }
   fmt::print("\n");
   if (result.last.skipped_updates > 0) {

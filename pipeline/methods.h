@@ -1,0 +1,71 @@
+// The methods: an order of compute and a policy for the weights each. Adding one is a row in this table; the
+// engine interprets schedules and knows none of them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "optim/optimizer.h"
+
+namespace pipeoptim {
+
+// In which order a worker runs forwards and backwards.
+enum class ComputeOrder : std::uint8_t {
+  kSequential,
+  kGpipe,
+  kOneForwardOneBackward,  // with a flush behind every mini-batch
+  kZeroBubbleH1,
+  kZeroBubbleH2,
+  kZeroBubbleV,
+  kZeroBubbleAuto,
+  kAsynchronous,  // 1F1B without a flush between mini-batches
+  kDelayed        // one worker that behaves like an early stage of a deep asynchronous pipeline
+};
+
+// Which weights the forward and the backward of a mini-batch multiply by.
+enum class WeightPolicy : std::uint8_t {
+  kLive,            // what is there
+  kSameVersion,     // the backward reads what the forward read
+  kVerticalSync,    // both read, on every stage, the version that the first stage's forward read
+  kDoubleBuffered,  // both read the version one update back
+  kSpecTrain,       // both predicted, each to the version that the mini-batch is expected to update
+  kXPipe,           // as kSpecTrain, predicted by the mini-batch's first micro-batch for all of them
+  kPipeOptim,       // the forward predicted, by the horizon policy
+  kPaperHorizon,    // the forward predicted by the constant distance
+  kPipeMare         // the backward led back to the forward's weights
+};
+
+// Stages that a worker may hold.
+struct ChunkRange {
+  int least = 1, normal = 1, most = 1;
+};
+
+struct Method {
+  const char* name;
+  ComputeOrder order;
+  WeightPolicy weights;
+  const char* summary;
+  ChunkRange chunks = {};
+  // Optimizer that belongs to the method; empty: the user's.
+  const char* rule = "";
+};
+
+const std::vector<Method>& methods();
+
+// Throws std::invalid_argument for an unknown name, with the nearest one.
+const Method& find_method(const std::string& name);
+
+// All names, in the order of the documentation.
+const std::vector<std::string>& method_names();
+
+// Whether several mini-batches are under way at a time.
+constexpr bool is_asynchronous(ComputeOrder order) {
+  return order == ComputeOrder::kAsynchronous || order == ComputeOrder::kDelayed;
+}
+
+// Stages that each worker holds when `chunks` are asked for (0: the method's default). Throws
+// std::invalid_argument where the method cannot.
+int chunks_of(const Method& method, int chunks);
+
+}  // namespace pipeoptim
