@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -14,18 +15,30 @@ namespace pipeoptim::oracle {
 
 using Vector = std::vector<double>;
 
+// What a pass multiplies by: a version of its stage, and how many steps that is predicted ahead.
+struct Reads {
+  int version = 0, distance = 0;
+};
+
 struct Settings {
   std::string method = "pipeoptim";
-  std::string horizon = "exact";  // exact, paper, released-code
-  bool geometric = false;
-  std::string rule = "sgdm";  // sgdm, adam, adamw
+  std::string horizon = "exact";     // exact, paper, released-code
+  std::string predictor = "linear";  // linear, geometric, difference
+  std::string rule = "sgdm";         // sgdm, sgdm-sc, adam, adamw, nadam
   double lr = 0.05, momentum = 0.9, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
   int microbatches = 1;
+  int delay = 0;  // method "delayed"
+  double pipemare_decay = 0.135;
+  int pipemare_anneal = 0;
+  // For orders whose versions have no closed form: stage, mini-batch, whether it is the forward.
+  std::function<Reads(int, int, bool)> reads = {};
 };
 
 // Weights and optimizer state of one stage at one version.
 struct Version {
   Vector w, m, v;
+  Vector step;  // average of the weight steps
+  double mu_product = 1;
   int steps = 0;
 };
 
@@ -71,7 +84,7 @@ class Simulation {
                    activations[static_cast<std::size_t>(l) + 1], gradient, records, stage_gradients[k]);
     }
     for (std::size_t k = 0; k < versions_.size(); ++k) {
-      versions_[k].push_back(advance(versions_[k].back(), stage_gradients[k], decay_[k]));
+      versions_[k].push_back(advance(static_cast<int>(k), versions_[k].back(), stage_gradients[k]));
     }
     return loss;
   }
@@ -93,40 +106,63 @@ class Simulation {
     return at;
   }
 
-  // The table of weight versions: what stage k multiplies mini-batch t by.
-  Vector weights(int k, int t, bool is_forward) const {
-    const auto& list = versions_[static_cast<std::size_t>(k)];
-    const auto at = [&](int version) -> const Version& { return list[static_cast<std::size_t>(version)]; };
-    const int warm_up = depth() - 1 - k;
-    const int early = std::max(0, t - warm_up);
+  int warm_up(int k) const { return settings_.method == "delayed" ? settings_.delay : depth() - 1 - k; }
+
+  // The table of weight versions: what stage k reads for mini-batch t.
+  Reads table(int k, int t, bool is_forward) const {
+    if (settings_.reads) return settings_.reads(k, t, is_forward);
+    const int m = settings_.microbatches;
+    const int early = std::max(0, t * m - warm_up(k)) / m;  // when the mini-batch's first forward comes
+    const auto up = [m](int distance) { return (distance + m - 1) / m; };
     const std::string& method = settings_.method;
-    if (method == "sequential" || method == "gpipe" || method == "1f1b") return at(t).w;
-    if (method == "naive") return at(is_forward ? early : t).w;
-    if (method == "pipedream") return at(early).w;
-    if (method == "pipedream-2bw") return at(std::max(t - 1, 0)).w;
-    if (method == "spectrain")
-      return is_forward ? predict(k, at(early), k / 2 + warm_up) : predict(k, at(t), k / 2);
-    if (method != "pipeoptim") throw std::invalid_argument("the oracle does not know " + method);
-    if (!is_forward) return at(t).w;
-    int distance = std::min(t, warm_up);
-    if (settings_.horizon == "paper") distance = warm_up;
-    if (settings_.horizon == "released-code") distance = depth() - k;
-    return predict(k, at(early), distance);
+    for (const char* synchronous :
+         {"sequential", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-h2", "zb-v", "zb-auto"}) {
+      if (method == synchronous) return {t, 0};
+    }
+    if (method == "naive" || method == "spike-compensation") return {is_forward ? early : t, 0};
+    if (method == "pipedream" || method == "async-nag") return {early, 0};
+    if (method == "pipedream-vertical") return {std::max(0, t - (depth() - 1)), 0};
+    if (method == "pipedream-2bw") return {std::max(t - 1, 0), 0};
+    if (method == "spectrain" || method == "xpipe") {
+      return is_forward ? Reads{early, up(k / 2 + warm_up(k))} : Reads{t, up(k / 2)};
+    }
+    if (method == "pipemare") return is_forward ? Reads{early, 0} : Reads{t, -std::min(t, warm_up(k))};
+    if (method == "lwp" || method == "lwp-sc") return is_forward ? Reads{early, warm_up(k)} : Reads{t, 0};
+    if (method != "pipeoptim" && method != "delayed") {
+      throw std::invalid_argument("the oracle does not know " + method);
+    }
+    if (!is_forward) return {t, 0};
+    int distance = std::min(t, warm_up(k));
+    if (settings_.horizon == "paper") distance = warm_up(k);
+    if (settings_.horizon == "released-code") distance = warm_up(k) + 1;
+    return {early, distance};
+  }
+
+  Vector weights(int k, int t, bool is_forward) const {
+    const Reads reads = table(k, t, is_forward);
+    return predict(k, versions_[static_cast<std::size_t>(k)][static_cast<std::size_t>(reads.version)],
+                   reads.distance);
   }
 
   Vector predict(int k, const Version& version, int distance) const {
     const Vector& decay = decay_[static_cast<std::size_t>(k)];
     Vector predicted = version.w;
     if (version.steps == 0 || distance == 0) return predicted;
+    const bool steps = settings_.predictor == "difference" || settings_.method == "pipemare";
     for (std::size_t i = 0; i < predicted.size(); ++i) {
-      predicted[i] = settings_.geometric ? coast(version, i, distance, decay[i])
-                                         : predicted[i] - distance * settings_.lr * direction(version, i);
+      if (steps) {
+        predicted[i] += distance * version.step[i];
+      } else if (settings_.predictor == "geometric") {
+        predicted[i] = coast(version, i, distance, decay[i]);
+      } else {
+        predicted[i] -= distance * settings_.lr * direction(version, i);
+      }
     }
     return predicted;
   }
 
   double direction(const Version& version, std::size_t i) const {
-    if (settings_.rule == "sgdm") return version.m[i];
+    if (settings_.rule == "sgdm" || settings_.rule == "sgdm-sc") return version.m[i];
     const double m = version.m[i] / (1 - std::pow(settings_.beta1, version.steps));
     const double v = version.v[i] / (1 - std::pow(settings_.beta2, version.steps));
     return m / (std::sqrt(v) + settings_.eps);
@@ -149,27 +185,57 @@ class Simulation {
     return w;
   }
 
-  Version advance(const Version& before, const Vector& gradients, const Vector& decay) const {
+  Version advance(int k, const Version& before, const Vector& gradients) const {
+    const Vector& decay = decay_[static_cast<std::size_t>(k)];
     Version after = before;
     after.steps = before.steps + 1;
-    if (before.steps == 0) {
-      after.m.assign(before.w.size(), 0.0);
-      after.v.assign(before.w.size(), 0.0);
-    }
+    for (Vector* state : {&after.m, &after.v, &after.step}) state->resize(before.w.size(), 0.0);
+    const double lr = rate(k, before.steps);
+    const bool momentum = settings_.rule == "sgdm" || settings_.rule == "sgdm-sc";
+    const double mu = nesterov_mu(after.steps), next_mu = nesterov_mu(after.steps + 1);
+    after.mu_product *= mu;
     for (std::size_t i = 0; i < after.w.size(); ++i) {
       double g = gradients[i];
-      const bool adaptive = settings_.rule != "sgdm";
       if (settings_.rule == "adamw") {
-        after.w[i] -= settings_.lr * decay[i] * after.w[i];
+        after.w[i] -= lr * decay[i] * after.w[i];
       } else {
         g += decay[i] * after.w[i];
       }
-      after.m[i] = adaptive ? settings_.beta1 * after.m[i] + (1 - settings_.beta1) * g
-                            : settings_.momentum * after.m[i] + g;
-      if (adaptive) after.v[i] = settings_.beta2 * after.v[i] + (1 - settings_.beta2) * g * g;
+      after.m[i] = momentum ? settings_.momentum * after.m[i] + g
+                            : settings_.beta1 * after.m[i] + (1 - settings_.beta1) * g;
+      if (!momentum) after.v[i] = settings_.beta2 * after.v[i] + (1 - settings_.beta2) * g * g;
+      if (settings_.rule == "sgdm-sc") {
+        const double a = std::pow(settings_.momentum, warm_up(k));
+        after.w[i] -= lr * (a * after.m[i] + (1 - a) / (1 - settings_.momentum) * g);
+      } else if (settings_.rule == "nadam") {
+        const double root =
+            std::sqrt(after.v[i] / (1 - std::pow(settings_.beta2, after.steps))) + settings_.eps;
+        after.w[i] -= lr *
+                      ((1 - mu) / (1 - after.mu_product) * g +
+                       next_mu / (1 - after.mu_product * next_mu) * after.m[i]) /
+                      root;
+      } else {
+        after.w[i] -= lr * direction(after, i);
+      }
+      const double average = settings_.method == "pipemare" ? pipemare_average(k) : 0;
+      after.step[i] = average * after.step[i] + (1 - average) * (after.w[i] - before.w[i]);
     }
-    for (std::size_t i = 0; i < after.w.size(); ++i) after.w[i] -= settings_.lr * direction(after, i);
     return after;
+  }
+
+  // PyTorch's momentum schedule of NAdam.
+  double nesterov_mu(int step) const { return settings_.beta1 * (1 - 0.5 * std::pow(0.96, step * 0.004)); }
+
+  double pipemare_average(int k) const {
+    return warm_up(k) == 0 ? 0 : std::pow(settings_.pipemare_decay, 1.0 / warm_up(k));
+  }
+
+  // PipeMare: lr / gap^p, p from 1 down to 0 while the rates are annealed.
+  double rate(int k, int step) const {
+    if (settings_.method != "pipemare" || settings_.pipemare_anneal == 0 || warm_up(k) == 0)
+      return settings_.lr;
+    const double p = 1 - std::min(1.0, static_cast<double>(step) / settings_.pipemare_anneal);
+    return settings_.lr / std::pow(warm_up(k), p);
   }
 
   Vector forward(int l, const Vector& w, const Vector& x, std::size_t records) const {

@@ -10,6 +10,8 @@
 #include <tuple>
 #include <vector>
 
+#include "pipeline/methods.h"
+
 namespace pipeoptim {
 namespace {
 
@@ -25,64 +27,108 @@ Passes passes_of(const Schedule& schedule, int k) {
   Passes passes{std::vector<Instruction>(size), std::vector<Instruction>(size)};
   for (const Instruction& i : schedule.stages[static_cast<std::size_t>(k)]) {
     if (i.op == Op::kForward) passes.forward[static_cast<std::size_t>(i.microbatch)] = i;
-    if (i.op == Op::kBackward) passes.backward[static_cast<std::size_t>(i.microbatch)] = i;
+    const bool backward = i.op == Op::kBackward || i.op == Op::kBackwardInput;
+    if (backward) passes.backward[static_cast<std::size_t>(i.microbatch)] = i;
   }
   return passes;
 }
 
 int up(int a, int b) { return (a + b - 1) / b; }
 
+// Whether the method can run with these numbers; where it cannot, it must say so.
+bool possible(const std::string& method, int depth, int m) {
+  if (method == "pipedream-2bw") return m >= depth - 1;
+  return method != "delayed" || depth == 1;
+}
+
+bool synchronous(const std::string& method) { return !is_asynchronous(find_method(method).order); }
+
+struct Reads {
+  int forward_version, backward_version, forward_horizon = 0, backward_horizon = 0;
+};
+
+// The table of docs/methods.md, one stage on each worker.
+Reads table(const std::string& method, int depth, int k, int j, int m) {
+  const int warm_up = depth - 1 - k;
+  const int early = std::max(0, j - warm_up) / m;  // updates done before F(j): F1 for m = 1
+  const int batch = j / m;                         // and before B(j): F2
+  if (synchronous(method)) return {batch, batch};
+  if (method == "pipedream" || method == "async-nag") return {early, early};
+  if (method == "pipedream-vertical") {
+    const int version = std::max(0, j - (depth - 1)) / m;
+    return {version, version};
+  }
+  if (method == "pipedream-2bw") return {std::max(batch - 1, 0), std::max(batch - 1, 0)};
+  if (method == "spectrain") return {early, batch, up(k / 2 + warm_up, m), up(k / 2, m)};
+  if (method == "xpipe") {
+    const int bellwether = std::max(0, batch * m - warm_up) / m;
+    return {bellwether, batch, up(k / 2 + warm_up, m), up(k / 2, m)};
+  }
+  if (method == "pipeoptim") return {early, batch, batch - early};  // F3
+  if (method == "lwp" || method == "lwp-sc") return {early, batch, up(warm_up, m)};
+  if (method == "pipemare") return {early, batch, 0, early - batch};
+  return {early, batch};
+}
+
 TEST_P(Schedules, FollowTheTableOfMethods) {
-  const auto& [method, depth, minibatches, m] = GetParam();
-  if (method == "pipedream-2bw" && m < depth - 1) {
-    EXPECT_THROW(make_schedule(method, {depth, minibatches, m}), std::invalid_argument);
+  const auto& [method, workers, minibatches, m] = GetParam();
+  if (!possible(method, workers, m)) {
+    EXPECT_THROW(make_schedule(method, {workers, minibatches, m}), std::invalid_argument);
     return;
   }
   const Schedule schedule =
-      make_schedule(method, {depth, minibatches, m});  // validates at channel capacity 1
-  const bool synchronous = method == "sequential" || method == "gpipe" || method == "1f1b";
-  for (int k = 0; k < depth; ++k) {
-    const int warm_up = depth - 1 - k;
+      make_schedule(method, {workers, minibatches, m});  // validates at channel capacity 1
+  ASSERT_EQ(schedule.depth(), workers * chunks_of(find_method(method), 0));
+  for (int k = 0; k < schedule.depth(); ++k) {
     const Passes passes = passes_of(schedule, k);
     for (int j = 0; j < schedule.microbatches; ++j) {
       const Instruction& f = passes.forward[static_cast<std::size_t>(j)];
       const Instruction& b = passes.backward[static_cast<std::size_t>(j)];
-      const int early = std::max(0, j - warm_up) / m;  // updates done before F(j): F1 for m = 1
-      const int batch = j / m;                         // and before B(j): F2
+      const Reads reads = table(method, schedule.depth(), k, j, m);
       SCOPED_TRACE("stage " + std::to_string(k) + ", micro-batch " + std::to_string(j));
-      EXPECT_EQ(b.minibatch, batch);
-      int forward_version = early, backward_version = batch, forward_horizon = 0, backward_horizon = 0;
-      if (synchronous) forward_version = batch;
-      if (method == "pipedream") backward_version = early;
-      if (method == "pipedream-2bw") forward_version = backward_version = std::max(batch - 1, 0);
-      if (method == "spectrain") {
-        forward_horizon = up(k / 2 + warm_up, m);
-        backward_horizon = up(k / 2, m);
-      }
-      if (method == "pipeoptim") forward_horizon = batch - early;  // F3
-      EXPECT_EQ(f.version, forward_version);
-      EXPECT_EQ(b.version, backward_version);
-      EXPECT_EQ(f.horizon, forward_horizon);
-      EXPECT_EQ(b.horizon, backward_horizon);
+      EXPECT_EQ(b.minibatch, j / m);
+      EXPECT_EQ(f.version, reads.forward_version);
+      EXPECT_EQ(b.version, reads.backward_version);
+      EXPECT_EQ(f.horizon, reads.forward_horizon);
+      EXPECT_EQ(b.horizon, reads.backward_horizon);
     }
+  }
+}
+
+TEST_P(Schedules, KeepNoMoreThanTheirMethodNeeds) {
+  const auto& [method, depth, minibatches, m] = GetParam();
+  if (!possible(method, depth, m) || chunks_of(find_method(method), 0) > 1) return;
+  const Schedule schedule = make_schedule(method, {depth, minibatches, m});
+  for (int k = 0; k < depth; ++k) {
+    SCOPED_TRACE("stage " + std::to_string(k));
+    const int warm_up = depth - 1 - k;
     const int slots = schedule.slots[static_cast<std::size_t>(k)];
     if (method == "gpipe") {
       EXPECT_EQ(slots, m);
-    }
-    if (method == "1f1b") {
+    } else if (method == "1f1b") {
       EXPECT_EQ(slots, std::min(m, warm_up + 1));
-    }
-    if (!synchronous) {
+    } else if (method == "zb-h1") {
+      EXPECT_LE(slots, depth);
+    } else if (method == "zb-h2" || method == "zb-auto") {
+      EXPECT_LE(slots, 2 * depth - 1);
+    } else if (!synchronous(method)) {
       EXPECT_EQ(slots, std::min(schedule.microbatches, warm_up + 1));  // F4
     }
+    const int predicted = schedule.predicted_slots[static_cast<std::size_t>(k)];
+    EXPECT_LE(predicted, method == "xpipe" ? 2 : 1);
+    if (method == "pipeoptim") {
+      EXPECT_EQ(predicted, warm_up > 0 && minibatches > 1 ? 1 : 0);
+    }
     const int copies = schedule.version_slots[static_cast<std::size_t>(k)];
-    if (method == "pipedream") {
+    if (method == "pipedream" || method == "async-nag") {
       EXPECT_LE(copies, up(warm_up, m));
       // Stashed versions are those with a forward whose backward comes after the next update.
       const int stashed = std::max(1, std::min(warm_up, minibatches - warm_up));
       if (m == 1) {
         EXPECT_EQ(copies, warm_up == 0 || minibatches == 1 ? 0 : stashed);
       }
+    } else if (method == "pipedream-vertical") {
+      EXPECT_LE(copies, up(depth - 1, m));
     } else if (method == "pipedream-2bw") {
       EXPECT_LE(copies, 1);
     } else {
@@ -110,10 +156,10 @@ TEST_P(Schedules, ConstantHorizonsDivideByTheMicrobatches) {
 // The engine copies from the sender's slot when the receive is issued: neither an output nor an input
 // gradient may be written again before.
 TEST_P(Schedules, AreIssuedSoThatNothingIsOverwrittenBeforeItsReceive) {
-  const auto& [method, depth, minibatches, m] = GetParam();
-  if (method == "pipedream-2bw" && m < depth - 1) return;
-  const Schedule schedule = make_schedule(method, {depth, minibatches, m});
-  const auto stages = static_cast<std::size_t>(depth);
+  const auto& [method, workers, minibatches, m] = GetParam();
+  if (!possible(method, workers, m)) return;
+  const Schedule schedule = make_schedule(method, {workers, minibatches, m});
+  const auto stages = static_cast<std::size_t>(schedule.depth());
   std::vector<std::vector<int>> outputs(stages), gradients(stages);  // by slot: sent and not received yet
   for (std::size_t k = 0; k < stages; ++k) {
     outputs[k].assign(static_cast<std::size_t>(schedule.slots[k]), -1);
@@ -133,7 +179,7 @@ TEST_P(Schedules, AreIssuedSoThatNothingIsOverwrittenBeforeItsReceive) {
     if (i.op == Op::kForward) {
       ASSERT_EQ(outputs[k][slot], -1);
     }
-    if (i.op == Op::kBackward) {
+    if (i.op == Op::kBackward || i.op == Op::kBackwardInput) {
       ASSERT_EQ(gradients[k][slot], -1);
     }
     if (i.op == Op::kSendActivation) outputs[k][slot] = i.microbatch;
@@ -170,6 +216,8 @@ TEST(Schedule, OneStageIsSequential) {  // O1
     for (const std::string& method : method_names()) {
       if (method == "pipedream-2bw") continue;   // one update late by definition
       if (method == "gpipe" && m > 1) continue;  // forwards first: the same sums in another order of work
+      if (method.rfind("zb-", 0) == 0 || method == "interleaved")
+        continue;  // other instructions, the same sums
       EXPECT_EQ(make_schedule(method, {1, 6, m}).stages, sequential.stages) << method << ", m = " << m;
     }
   }

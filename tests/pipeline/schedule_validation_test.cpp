@@ -146,7 +146,7 @@ const Tampering kWeights[] = {
      [](Schedule& s) { s.stages[2].erase(find(s.stages[2], Op::kPredict, 4)); },
      "the predicted copy holds another"},
     {"HorizonOnLiveWeights", "naive", [](Schedule& s) { find(s.stages[0], Op::kForward, 5)->horizon = 1; },
-     "a prediction needs a positive horizon"},
+     "a prediction needs a horizon"},
     {"WrongLiveVersion", "naive", [](Schedule& s) { ++find(s.stages[0], Op::kForward, 5)->version; },
      "reads the live weights"},
     {"WrongUpdateVersion", "naive", [](Schedule& s) { ++find(s.stages[0], Op::kUpdate, 5)->version; },
@@ -197,6 +197,7 @@ Schedule split_backward() {
   schedule.microbatches = schedule.microbatches_per_update = 2;
   schedule.slots = {2, 1};
   schedule.version_slots = {0, 0};
+  schedule.predicted_slots = {0, 0};
   schedule.stages.resize(2);
   schedule.stages[0] = {instruction(Op::kForward, 0, 0),
                         instruction(Op::kSendActivation, 0, 0),
@@ -234,6 +235,23 @@ TEST(SplitBackward, KeepsTheOrderOfItsParts) {
   bad = split_backward();
   bad.stages[1].erase(find(bad.stages[1], Op::kBackwardWeights, 1));
   EXPECT_NE(refusal(bad).find("the weight gradients before it"), std::string::npos) << refusal(bad);
+}
+
+// Several stages on a worker: every forward and backward has its turn.
+TEST(Turns, AreComplete) {
+  const Schedule good =
+      make_schedule("interleaved", {.workers = 2, .microbatches_per_update = 4, .chunks = 2});
+  ASSERT_EQ(refusal(good), "accepted");
+  Schedule bad = good;
+  bad.turns[1].pop_back();
+  EXPECT_NE(refusal(bad).find("one turn on its stage's worker"), std::string::npos) << refusal(bad);
+  bad = good;
+  std::swap(bad.turns[0], bad.turns[1]);
+  EXPECT_NE(refusal(bad).find("one turn on its stage's worker"), std::string::npos) << refusal(bad);
+  bad = good;
+  std::reverse(bad.turns[0].begin(), bad.turns[0].end());
+  EXPECT_NE(refusal(bad).find("deadlocks"), std::string::npos) << refusal(bad);
+  EXPECT_NE(refusal(bad).find("its turn on worker 0"), std::string::npos) << refusal(bad);
 }
 
 TEST(ForwardSchedule, TamperingIsRefused) {
