@@ -106,15 +106,6 @@ struct TraceSpan {
   double begin_us, end_us;  // since the engine was made
 };
 
-// The two corrections of method "pipemare" (Yang et al., arXiv 1910.05124).
-struct PipeMareOptions {
-  // Updates over which the rates of stages with a gap g between forward and backward grow from lr/g to lr; 0:
-  // no such correction.
-  std::int64_t anneal_steps = 0;
-  // Each stage's average of its weight steps decays by decay^(1/g) an update.
-  double decay = 0.135;
-};
-
 struct EngineConfig {
   Device device = {};
   int devices = 1;  // CUDA: workers are divided, in order, over this many devices from `device` on
@@ -125,7 +116,7 @@ struct EngineConfig {
   int delay = 0;             // method "delayed": updates between a forward and its backward
   ComputeCosts costs = {};   // method "zb-auto"
   int activation_limit = 0;  // method "zb-auto"; 0: as much as "zb-h2"
-  PipeMareOptions pipemare = {};
+  double pipemare_decay = 0.135;  // method "pipemare": of the average weight step, see methods.h
   OptimizerConfig optimizer;
   int microbatches_per_update = 1;
   std::uint64_t seed = 0;
@@ -137,6 +128,7 @@ struct TrainPass {
   std::int64_t first_step = 0;  // global index of the pass's first mini-batch
   std::int64_t minibatches = 0;
   std::function<float(std::int64_t)> learning_rate = {};  // of a global step
+  std::int64_t anneal_steps = 0;  // method "pipemare": steps of the lower rates, see methods.h
   std::function<bool(const StepResult&)>
       on_step;  // in order, from the calling thread; false: end after what is in flight
   std::function<void(const VersionRecord&)> on_version = {};  // after the pass, in stage order

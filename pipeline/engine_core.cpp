@@ -9,6 +9,26 @@
 
 namespace pipeoptim {
 
+namespace {
+
+// The most updates that lie between a forward and its backward.
+int update_gap(const Program& program) {
+  std::vector<int> at_forward;
+  int updates = 0, most = 0;
+  for (const Instruction& i : program) {
+    const auto j = static_cast<std::size_t>(i.microbatch);
+    if (i.op == Op::kUpdate || i.op == Op::kUpdatePredict) ++updates;
+    if (i.op == Op::kForward) {
+      at_forward.resize(std::max(at_forward.size(), j + 1));
+      at_forward[j] = updates;
+    }
+    if (i.op == Op::kBackward || i.op == Op::kBackwardInput) most = std::max(most, updates - at_forward[j]);
+  }
+  return most;
+}
+
+}  // namespace
+
 EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<NamedLayer>> layers,
                        std::unique_ptr<Loss> stage_loss, const Shape& minibatch)
     : config(std::move(engine_config)),
@@ -42,7 +62,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   for (int i = 0; i < config.devices; ++i) {
     require_usable({config.device.backend, config.device.ordinal + i});
   }
-  make_optimizer(config.device, config.optimizer,
+  make_optimizer(config.device, stage_optimizer(method, config.optimizer, 0, config.pipemare_decay),
                  {});  // only to refuse bad hyper-parameters before anything runs
 
   // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
@@ -59,7 +79,8 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     options.device = {config.device.backend, config.device.ordinal + worker * config.devices / workers};
     options.threads = threads_of(worker);
     options.index = k;
-    options.optimizer = config.optimizer;
+    gaps.push_back(update_gap(program));
+    options.optimizer = stage_optimizer(method, config.optimizer, gaps.back(), config.pipemare_decay);
     options.split = split ? BackwardSplit::kSplit : BackwardSplit::kJoined;
     options.input = shape;
     options.slots = schedule.slots[index];
@@ -145,6 +166,7 @@ void EngineCore::use_schedule(std::int64_t minibatches) {
 }
 
 void EngineCore::use_rates(const TrainPass& pass) {
+  const Method& method = find_method(config.method);
   int farthest = 0;
   for (const Program& program : schedule.stages) {
     for (const Instruction& instruction : program) farthest = std::max(farthest, instruction.horizon);
@@ -154,12 +176,10 @@ void EngineCore::use_rates(const TrainPass& pass) {
     rates[k].resize(static_cast<std::size_t>(pass.minibatches + farthest));
     for (std::size_t i = 0; i < rates[k].size(); ++i) {
       const std::int64_t step = pass.first_step + static_cast<std::int64_t>(i);
-      rates[k][i] = pass.learning_rate(step) * rate_factor(static_cast<int>(k), step);
+      rates[k][i] = pass.learning_rate(step) * rate_factor(method, gaps[k], step, pass.anneal_steps);
     }
   }
 }
-
-float EngineCore::rate_factor(int, std::int64_t) const { return 1; }
 
 void EngineCore::drain() noexcept {
   for (auto& lane : lanes) {

@@ -29,6 +29,7 @@ struct EngineCore {
   std::vector<Stage> stages;
   std::vector<ModelTensor> tensors;
   std::vector<int> version_copies;
+  std::vector<int> gaps;  // by stage: updates between a forward and its backward in steady state
   int workers = 1;
   bool allocated = false;
   PassClock::time_point epoch = PassClock::now();
@@ -56,7 +57,6 @@ struct EngineCore {
   void allocate();
   void use_schedule(std::int64_t minibatches);
   void use_rates(const TrainPass& pass);
-  float rate_factor(int stage, std::int64_t step) const;
   void drain() noexcept;
   void throw_if_failed();
   int threads_of(int worker) const;

@@ -1,5 +1,6 @@
 #include "pipeline/methods.h"
 
+#include <cmath>
 #include <stdexcept>
 
 #include "kernels/runtime/names.h"
@@ -89,6 +90,25 @@ const std::vector<std::string>& method_names() {
     return list;
   }();
   return names;
+}
+
+OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& config, int gap,
+                                double pipemare_decay) {
+  OptimizerConfig own = config;
+  if (*method.rule != '\0') own.rule = method.rule;
+  if (own.rule == "sgdm-sc") own.delay = gap;
+  if (std::string(method.name) == "async-nag") own.beta1 = 0.99;
+  if (method.weights == WeightPolicy::kPipeMare) {
+    own.predictor = Predictor::kDifference;
+    own.step_decay = gap == 0 ? 0 : std::pow(pipemare_decay, 1.0 / gap);
+  }
+  return own;
+}
+
+float rate_factor(const Method& method, int gap, std::int64_t step, std::int64_t anneal_steps) {
+  if (method.weights != WeightPolicy::kPipeMare || gap <= 1 || step >= anneal_steps) return 1;
+  const double p = 1 - static_cast<double>(step) / static_cast<double>(anneal_steps);
+  return static_cast<float>(1 / std::pow(gap, p));
 }
 
 int chunks_of(const Method& method, int chunks) {

@@ -64,6 +64,17 @@ constexpr bool is_asynchronous(ComputeOrder order) {
   return order == ComputeOrder::kAsynchronous || order == ComputeOrder::kDelayed;
 }
 
+// The optimizer of one stage whose forwards lie `gap` updates before their backwards in steady state: the
+// method's own rule where it has one, spike compensation by the gap (Kosson et al., arXiv 2003.11666),
+// PipeMare's average weight step, which decays by `pipemare_decay`^(1/gap) an update (Yang et al.,
+// arXiv 1910.05124).
+OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& config, int gap,
+                                double pipemare_decay);
+
+// What the learning rate of that stage is multiplied by: 1 but for PipeMare, whose rate starts at lr/gap and
+// grows to lr over `anneal_steps` (as lr / gap^p, p falling from 1 to 0).
+float rate_factor(const Method& method, int gap, std::int64_t step, std::int64_t anneal_steps);
+
 // Stages that each worker holds when `chunks` are asked for (0: the method's default). Throws
 // std::invalid_argument where the method cannot.
 int chunks_of(const Method& method, int chunks);

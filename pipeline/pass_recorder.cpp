@@ -5,33 +5,6 @@
 #include <cstdio>
 
 namespace pipeoptim {
-namespace {
-
-const char* op_name(Op op) {
-  switch (op) {
-    case Op::kForward:
-      return "F";
-    case Op::kBackward:
-      return "B";
-    case Op::kBackwardInput:
-      return "B input";
-    case Op::kBackwardWeights:
-      return "B weights";
-    case Op::kUpdate:
-      return "U";
-    case Op::kPredict:
-      return "P";
-    case Op::kUpdatePredict:
-      return "U+P";
-    case Op::kStashWeights:
-      return "stash";
-    default:
-      return "transfer";
-  }
-}
-
-}  // namespace
-
 PassRecorder::PassRecorder(EngineCore& core, const Schedule& schedule, const TrainPass& pass)
     : core_(core), pass_(pass), first_microbatch_(pass.first_step * schedule.microbatches_per_update) {
   for (int k = 0; k < core_.depth(); ++k) start(k, schedule.stages[static_cast<std::size_t>(k)].size());
@@ -124,7 +97,7 @@ void PassRecorder::take_span(int k, std::size_t stream) {
   }
   if (core_.config.trace) {
     TraceSpan span{k, static_cast<int>(stream), {}, begin_us, end_us};
-    std::snprintf(span.name, sizeof(span.name), "%s %lld", stream == kCompute ? op_name(entry.op) : "copy",
+    std::snprintf(span.name, sizeof(span.name), "%s %lld", stream == kCompute ? short_name(entry.op) : "copy",
                   static_cast<long long>(entry.microbatch));
     core_.trace.push_back(span);
   }

@@ -11,9 +11,8 @@
 #include "pipeline/schedule_checks.h"
 
 namespace pipeoptim {
-namespace {
 
-const char* op_text(Op op) {
+const char* short_name(Op op) {
   switch (op) {
     case Op::kForward:
       return "F";
@@ -42,6 +41,8 @@ const char* op_text(Op op) {
   }
   return "?";
 }
+
+namespace {
 
 // The edges of a pipeline as bounded FIFO queues of micro-batches. What is sent in a time unit arrives in the
 // next.
@@ -213,7 +214,7 @@ void check_workers(const Schedule& schedule) {
 }  // namespace
 
 std::string to_string(const Instruction& instruction) {
-  std::string text = std::string(op_text(instruction.op)) + std::to_string(instruction.microbatch);
+  std::string text = std::string(short_name(instruction.op)) + std::to_string(instruction.microbatch);
   if (instruction.horizon != 0)
     text += (instruction.horizon > 0 ? "+" : "") + std::to_string(instruction.horizon);
   return text;
@@ -309,7 +310,7 @@ std::string draw(const Schedule& schedule, int max_columns) {
     // A cell takes two columns at least: what begins later cannot be seen.
     if (!is_compute(instruction.op) || 2 * unit > max_columns) return;
     const std::string text =
-        op_text(instruction.op) + std::to_string(instruction.microbatch) + chunk_letter(schedule, k);
+        short_name(instruction.op) + std::to_string(instruction.microbatch) + chunk_letter(schedule, k);
     width = std::max(width, text.size() + 1);
     rows[static_cast<std::size_t>(schedule.worker_of(k))].push_back({unit, text});
   });

@@ -112,6 +112,8 @@ std::vector<IssueStep> issue_order(const Schedule& schedule);
 // worker's second stage "F0b", and so on).
 std::string draw(const Schedule& schedule, int max_columns = 110);
 
+// "F", "B", "BI", "BW", "U", "P", "UP", ...
+const char* short_name(Op op);
 std::string to_string(const Instruction& instruction);
 
 }  // namespace pipeoptim

@@ -42,6 +42,7 @@ class Run {
     pass.first_step = result_.steps;
     pass.minibatches = wanted;
     pass.learning_rate = config_.learning_rate;
+    pass.anneal_steps = config_.anneal_steps;
     pass.on_version = callbacks_.on_version;
     std::int64_t trained = 0;
     pass.on_step = [&](const StepResult& step) {

@@ -24,6 +24,7 @@ struct TrainerData {
 struct TrainerConfig {
   std::int64_t steps = 0;  // mini-batches in all; may end within an epoch
   std::function<float(std::int64_t step)> learning_rate;
+  std::int64_t anneal_steps = 0;    // method "pipemare", see TrainPass
   std::int64_t evaluate_every = 1;  // epochs; 0: at the end only
 };
 

@@ -44,6 +44,16 @@ struct Options {
   std::int64_t steps = 0;  // 0: whole epochs
   std::int64_t eval_every = 1;
 
+  // simulate
+  std::vector<double> links = {0, 0};  // activation, gradient
+  double update_cost = 0;
+  std::int64_t mini_batches = 1;
+  std::string costs_from;
+  // compare
+  std::string methods = "sequential,pipedream,pipeoptim";
+  int seeds = 3;
+  double target_loss = 0;
+
   std::string init, save, log, version_trace, trace, run_dir;
   bool overwrite = false;
 

@@ -110,7 +110,7 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   config.delay = options.delay;
   config.costs = {options.costs[0], options.costs[1], options.costs[2]};
   config.activation_limit = options.activation_limit;
-  config.pipemare = {options.pipemare_anneal, options.pipemare_decay};
+  config.pipemare_decay = options.pipemare_decay;
   config.optimizer = options.optimizer;
   config.optimizer.predictor = predictor(options.predictor);
   config.microbatches_per_update = options.micro_batches;

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "kernels/runtime/device.h"
 #include "pipeline/app/app.h"
@@ -13,18 +14,11 @@
 #include "pipeline/app/recorder.h"
 #include "pipeline/app/records.h"
 #include "pipeline/app/setup.h"
+#include "pipeline/app/training_run.h"
 #include "pipeline/trainer.h"
 
 namespace pipeoptim::app {
 namespace {
-
-// What "auto" leaves open, once the number of steps is known.
-void settle_schedule(LrScheduleConfig& lr, bool lr_given, std::int64_t steps) {
-  const bool automatic = lr.kind == "auto";
-  if (automatic) lr.kind = lr_given ? "constant" : "cosine";
-  if (lr.warmup_steps < 0) lr.warmup_steps = automatic && !lr_given ? steps / 20 : 0;
-  lr.total_steps = steps;
-}
 
 std::string processors(const Options& options, std::span<const StageInfo> stages) {
   const Device first = stages.front().device, last = stages.back().device;
@@ -72,7 +66,7 @@ void print_end(const Options& options, const Engine& engine, const TrainingResul
   }
 }
 
-// A training run from its data to its results. Members in the order in which they may fail.
+// A training run with everything that it writes. Members in the order in which they may fail.
 class Job {
  public:
   explicit Job(CommandLine& line)
@@ -81,76 +75,34 @@ class Job {
         device_(choose_device(options_.device)),
         recorder_(options_),
         engine_(make_engine(options_, data_shape(options_), device_, recorder_.traces())),
-        train_loader_(make_train_loader(options_, load_data(options_, Split::kTrain), device_)),
-        test_loader_(make_test_loader(options_, load_data(options_, Split::kTest), device_)),
-        train_source_(train_loader_),
-        test_source_(test_loader_) {
-    settle_cuts();
+        run_(options_, device_, load_run_data(options_), std::move(engine_)) {
     options_.device = device_.backend == Backend::kHost ? "cpu" : "cuda";
-    epochs_ = options_.epochs;
-    if (options_.steps > 0)
-      epochs_ = (options_.steps + train_loader_.minibatches() - 1) / train_loader_.minibatches();
-    options_.epochs = epochs_;
-    config_.steps = options_.steps > 0 ? options_.steps : epochs_ * train_loader_.minibatches();
-    config_.evaluate_every = options_.eval_every;
-    settle_schedule(options_.lr, options_.lr_given, config_.steps);
-    config_.learning_rate = [rates = LrSchedule(options_.lr)](std::int64_t step) { return rates.at(step); };
-    if (options_.init.empty()) {
-      initialise(*engine_, options_.seed);
-    } else {
-      load_weights(*engine_, options_.init);
-    }
   }
 
   ExitCode run() {
     recorder_.open(line_.resolved_config());
     const bool silent = options_.quiet || options_.json;
-    if (!silent) print_header(options_, *engine_);
+    if (!silent) print_header(options_, run_.engine());
     const InterruptGuard guard;
     TrainingResult result;
     {
-      Progress progress(choose_display(silent), choose_color(options_.color), config_.steps, epochs_);
-      result = pipeoptim::train(*engine_, data(), config_, callbacks(progress));
+      Progress progress(choose_display(silent), choose_color(options_.color), run_.steps(), run_.epochs());
+      result = run_.train(callbacks(progress));
     }
-    print_end(options_, *engine_, result);
-    const std::vector<std::string> written = recorder_.finish(*engine_);
+    print_end(options_, run_.engine(), result);
+    const std::vector<std::string> written = recorder_.finish(run_.engine());
     if (!silent) {
       for (const std::string& file : written) fmt::print("{}\n", file);
     }
     if (!result.interrupted) return kSuccess;
     std::fflush(stdout);
     const bool saved = !options_.save.empty() || !options_.run_dir.empty();
-    fmt::print(stderr, "pipeoptim: interrupted after {} of {} steps; {}\n", result.steps, config_.steps,
+    fmt::print(stderr, "pipeoptim: interrupted after {} of {} steps; {}\n", result.steps, run_.steps(),
                saved ? "the weights are saved" : "nothing was saved (--save or --run-dir keeps the weights)");
     return kInterrupted;
   }
 
  private:
-  void settle_cuts() {
-    options_.cuts.clear();
-    int layers = 0;
-    for (const StageInfo& stage : engine_->stage_info()) {
-      if (layers > 0) options_.cuts.push_back(layers);
-      layers += static_cast<int>(stage.layers.size());
-    }
-  }
-
-  TrainerData data() {
-    TrainerData data;
-    data.minibatches = train_loader_.minibatches();
-    data.train = [this](std::int64_t epoch, std::int64_t) -> BatchSource& {
-      train_loader_.start_epoch(epoch);
-      return train_source_;
-    };
-    data.test_minibatches = test_loader_.minibatches();
-    data.test_records = test_loader_.dataset().records();
-    data.test = [this]() -> BatchSource& {
-      test_loader_.start_epoch(0);
-      return test_source_;
-    };
-    return data;
-  }
-
   TrainerCallbacks callbacks(Progress& progress) {
     TrainerCallbacks callbacks;
     callbacks.on_step = [&](const StepResult& step) {
@@ -162,7 +114,7 @@ class Job {
       callbacks.on_version = [this](const VersionRecord& record) { recorder_.version(record); };
     }
     callbacks.on_epoch = [&](const EpochResult& epoch) {
-      recorder_.epoch(epoch, *engine_);
+      recorder_.epoch(epoch, run_.engine());
       progress.epoch(epoch);
       return !InterruptGuard::asked();
     };
@@ -173,11 +125,8 @@ class Job {
   Options& options_;
   Device device_;
   Recorder recorder_;
-  std::unique_ptr<Engine> engine_;
-  Loader train_loader_, test_loader_;
-  LoaderSource train_source_, test_source_;
-  TrainerConfig config_;
-  std::int64_t epochs_ = 0;
+  std::unique_ptr<Engine> engine_;  // until the run has it
+  TrainingRun run_;
 };
 
 }  // namespace
