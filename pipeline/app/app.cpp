@@ -26,6 +26,7 @@ int dispatch(CommandLine& line, const std::string& subcommand) {
   }
   if (subcommand == "info") return info(options);
   validate(options);
+  options.optimizer = with_rule_defaults(options.optimizer);  // so that a run's config tells what it ran with
   if (subcommand == "plan" || options.dry_run) return plan(options);
   return subcommand == "train" ? train(line) : evaluate(options);
 }

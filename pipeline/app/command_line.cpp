@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <type_traits>
@@ -52,6 +53,11 @@ int default_threads() {
 }
 
 template <typename T>
+struct IsOptional : std::false_type {};
+template <typename T>
+struct IsOptional<std::optional<T>> : std::true_type {};
+
+template <typename T>
 std::string list_text(const std::vector<T>& values) {
   std::string text;
   for (const T value : values) text += (text.empty() ? "" : ",") + std::to_string(value);
@@ -66,6 +72,8 @@ std::string toml_value(const T& value) {
     return toml_string(value);
   } else if constexpr (IsList<T>::value) {
     return toml_list(value);
+  } else if constexpr (IsOptional<T>::value) {
+    return value ? toml_value(*value) : std::string();
   } else if constexpr (std::is_floating_point_v<T>) {
     return toml_number(value);
   } else {
@@ -84,6 +92,8 @@ CLI::Option* CommandLine::add(Subcommand& command, const std::string& name, T& v
         "--" + name, [&value](const CLI::results_t& results) { return parse_list(results.at(0), value); },
         help, true, [&value] { return list_text(value); });
     option->type_name("N,N,...");
+  } else if constexpr (IsOptional<T>::value) {  // whoever fills it in knows the default; the help names it
+    option = command.app->add_option("--" + name, value, help);
   } else {
     option = command.app->add_option("--" + name, value, help)->capture_default_str();
   }
@@ -127,6 +137,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "method", options_.method, join(method_names()));
   add(command, "horizon", options_.horizon, "How far a prediction looks: " + join(horizon_names()));
   add(command, "predictor", options_.predictor, join(predictor_names()));
+  add(command, "step-decay", options_.optimizer.step_decay,
+      "difference: decay of the average of the weights' steps (0: the last step)");
   add(command, "micro-batches", options_.micro_batches, "Micro-batches of a mini-batch");
   add(command, "threads", options_.threads,
       "Host threads, divided over the stages (default: OMP_NUM_THREADS, or usable cores)");
@@ -140,13 +152,19 @@ void CommandLine::add_optimizer(Subcommand& command) {
   OptimizerConfig& optimizer = options_.optimizer;
   add(command, "optimizer", optimizer.rule, join(optimizer_names()));
   add(command, "lr", options_.lr.base_lr, "Learning rate");
-  add(command, "momentum", optimizer.momentum, "sgdm, nesterov: momentum");
+  add(command, "momentum", optimizer.momentum, "sgdm, nesterov, muon: momentum (0.9; muon 0.95)");
   add(command, "dampening", optimizer.dampening, "sgdm: dampening");
   add(command, "weight-decay", optimizer.weight_decay, "Decay of weights (not of biases and norms)");
-  add(command, "beta1", optimizer.beta1, "adam, adamw: decay of the first moment");
-  add(command, "beta2", optimizer.beta2, "adam, adamw: decay of the second moment");
+  add(command, "beta1", optimizer.beta1,
+      "adam, adamw, nadam, adan, lion, muon's vectors: decay of the first moment (0.9; adan 0.98)");
+  add(command, "beta2", optimizer.beta2,
+      "adam, adamw, nadam, muon's vectors: decay of the second moment (0.999); lion: of its momentum (0.99); "
+      "adan: of the gradients' differences (0.92)");
+  add(command, "beta3", optimizer.beta3, "adan: decay of the second moment");
+  add(command, "momentum-decay", optimizer.momentum_decay, "nadam: how fast its momentum rises to beta1");
   add(command, "alpha", optimizer.alpha, "rmsprop: decay of the squared gradient");
-  add(command, "eps", optimizer.eps, "adam, adamw, rmsprop: added to the root");
+  add(command, "eps", optimizer.eps,
+      "All but sgd, sgdm, nesterov, lion: added to the root (1e-8; adagrad 1e-10)");
   add(command, "clip-norm", optimizer.clip_norm, "Largest gradient norm of a stage (0: off)");
   add(command, "lr-schedule", options_.lr.kind,
       join(LrSchedule::kinds()) +
