@@ -28,27 +28,45 @@ inline constexpr std::int64_t kChunkElements = 8192;
 
 // The scalars of an optimizer, in device memory.
 struct StepState {
-  OptimizerStatus status;    // first, so that the status is copied from the state's address
-  double beta1_power = 1;    // beta1^steps
-  double beta2_power = 1;    // beta2^steps
-  StepScalars scalars;       // of the completed steps
-  float gradient_scale = 1;  // clipping, of the running step
-  std::int32_t skip = 0;     // the running step is skipped
+  OptimizerStatus status;       // first, so that the status is copied from the state's address
+  double beta1_power = 1;       // beta1^steps
+  double beta2_power = 1;       // beta2^steps
+  double beta3_power = 1;       // beta3^steps
+  double warmup_power = 1;      // momentum_warmup^steps
+  double momentum_product = 1;  // mu_1 .. mu_steps, nadam's mu_product
+  StepScalars scalars;          // of the completed steps
+  float gradient_scale = 1;     // clipping, of the running step
+  std::int32_t skip = 0;        // the running step is skipped
 };
 
-// Decays of the rule's moments, for the corrections; 0 where a rule has no such moment.
-struct StepDecays {
-  double beta1 = 0;
-  double beta2 = 0;
-};
+// nadam's mu_t, from momentum_warmup^t.
+PO_HD double warmed_momentum(const StepDecays& decays, double warmup_power) {
+  return decays.beta1 * (1 - 0.5 * warmup_power);
+}
 
+// nadam's mu_(t+1) / (1 - mu_1 .. mu_(t+1)) from what holds after t steps.
+PO_HD double coming_momentum_gain(const StepDecays& decays, double warmup_power, double momentum_product) {
+  const double next = warmed_momentum(decays, warmup_power * decays.momentum_warmup);
+  return next / (1 - momentum_product * next);
+}
+
+// Powers are multiplied up, never taken by pow(): the same bits on every backend.
 PO_HD void complete_step(StepState& state, const StepDecays& decays) {
   ++state.status.steps;
   state.beta1_power *= decays.beta1;
   state.beta2_power *= decays.beta2;
-  state.scalars.steps = state.status.steps;
-  state.scalars.correction1 = static_cast<float>(1 / (1 - state.beta1_power));
-  state.scalars.correction2 = static_cast<float>(1 / sqrt(1 - state.beta2_power));
+  state.beta3_power *= decays.beta3;
+  state.warmup_power *= decays.momentum_warmup;
+  const double momentum = warmed_momentum(decays, state.warmup_power);
+  state.momentum_product *= momentum;
+  StepScalars& scalars = state.scalars;
+  scalars.steps = state.status.steps;
+  scalars.correction1 = static_cast<float>(1 / (1 - state.beta1_power));
+  scalars.correction2 = static_cast<float>(1 / sqrt(1 - state.beta2_power));
+  scalars.correction3 = static_cast<float>(1 / (1 - state.beta3_power));
+  scalars.gradient_gain = static_cast<float>((1 - momentum) / (1 - state.momentum_product));
+  scalars.momentum_gain =
+      static_cast<float>(coming_momentum_gain(decays, state.warmup_power, state.momentum_product));
 }
 
 struct Sum {
@@ -176,14 +194,20 @@ struct PlanCoast {
   float rates[kMaxHorizon];
 
   PO_HD void operator()(std::int64_t) const {
-    double momentum = 1, power1 = state->beta1_power, power2 = state->beta2_power, travel = 0;
+    double momentum = 1, momentum3 = 1, travel = 0;
+    StepState ahead = *state;
     for (int i = 0; i < steps; ++i) {
       momentum *= decays.beta1;
-      power1 *= decays.beta1;
-      power2 *= decays.beta2;
+      complete_step(ahead, decays);
       travel += static_cast<double>(rates[i]) * momentum;
-      plan->step[i] = {rates[i], static_cast<float>(momentum), static_cast<float>(1 / (1 - power1)),
-                       static_cast<float>(1 / sqrt(1 - power2))};
+      plan->step[i] = {.lr = rates[i],
+                       .momentum = static_cast<float>(momentum),
+                       .correction1 = ahead.scalars.correction1,
+                       .correction2 = ahead.scalars.correction2,
+                       .correction3 = ahead.scalars.correction3,
+                       .momentum3 = static_cast<float>(momentum3),
+                       .momentum_gain = ahead.scalars.momentum_gain};
+      momentum3 *= decays.beta3;
     }
     plan->steps = steps;
     plan->momentum_travel = static_cast<float>(travel);

@@ -1,139 +1,77 @@
-#include <algorithm>
-#include <cstdint>
+#include <stdexcept>
 
 #include "optim/step.h"
 
 namespace pipeoptim {
 namespace {
 
-std::string extent(std::int64_t begin, std::int64_t end) {
-  return std::string("[") + std::to_string(begin) + ", " + std::to_string(end) + ")";
-}
-
-void validate(const OptimizerArena& arena) {
-  const auto refuse = [](const std::string& what) {
-    throw std::invalid_argument("optimizer arena: " + what);
-  };
-  if (arena.elements < 0) refuse("elements is " + std::to_string(arena.elements));
-  std::int64_t covered = 0;
-  for (const ArenaRange& group : arena.groups) {
-    if (group.begin != covered || group.end < group.begin) {
-      refuse("group " + extent(group.begin, group.end) + " does not continue at " + std::to_string(covered));
-    }
-    covered = group.end;
-  }
-  if (!arena.groups.empty() && covered != arena.elements) {
-    refuse("the groups cover " + std::to_string(covered) + " of " + std::to_string(arena.elements) +
-           " elements");
-  }
-  for (const NamedRange& name : arena.names) {
-    if (name.begin < 0 || name.end < name.begin || name.end > arena.elements) {
-      refuse("'" + name.name + "' " + extent(name.begin, name.end) + " lies outside of the " +
-             std::to_string(arena.elements) + " elements");
-    }
-  }
-}
-
-std::vector<ArenaChunk> cut(const OptimizerArena& arena, double weight_decay) {
-  std::vector<ArenaRange> groups = arena.groups;
-  if (groups.empty()) groups.push_back({0, arena.elements, true});
-  std::vector<ArenaChunk> chunks;
-  for (std::size_t i = 0; i < groups.size(); ++i) {
-    ArenaRange group = groups[i];
-    while (i + 1 < groups.size() && groups[i + 1].decays == group.decays) group.end = groups[++i].end;
-    for (std::int64_t begin = group.begin; begin < group.end; begin += kChunkElements) {
-      chunks.push_back({begin, std::min(begin + kChunkElements, group.end),
-                        group.decays ? static_cast<float>(weight_decay) : 0.0f});
-    }
-  }
-  return chunks;
-}
-
-template <typename T>
-Buffer<T> on_device(Device device, const std::vector<T>& values) {
-  Buffer<T> buffer(device, values.size());
-  if (!values.empty()) copy_from_host(buffer.data(), values.data(), values.size() * sizeof(T), device);
-  return buffer;
-}
-
-void require_horizon(LearningRates rates) {
-  if (rates.size() > kMaxHorizon) {
-    throw std::invalid_argument("a horizon of " + std::to_string(rates.size()) + " steps exceeds " +
-                                std::to_string(kMaxHorizon));
+void require_apart(const float* weights, const float* predicted) {
+  if (weights == predicted) {
+    throw std::invalid_argument("predicted weights need memory of their own at a horizon above 0");
   }
 }
 
 }  // namespace
 
-StepPlan::StepPlan(Device device, const OptimizerConfig& config, StepDecays decays, OptimizerArena arena)
-    : elements_(arena.elements), decays_(decays), clip_norm_(config.clip_norm) {
-  validate(arena);
-  const std::vector<ArenaChunk> chunks = cut(arena, config.weight_decay);
-  chunks_ = on_device(device, chunks);
-  std::vector<ArenaRange> names;
-  for (const NamedRange& name : arena.names) names.push_back({name.begin, name.end, true});
-  names_ = on_device(device, names);
-  partials_ = Buffer<double>(device, chunks.size());
-  state_ = on_device(device, std::vector<StepState>(1));
-  coast_ = on_device(device, std::vector<CoastPlan>(1));
+StepOptimizer::StepOptimizer(Device device, SlotNames names, StepDecays decays, const OptimizerConfig& config,
+                             OptimizerArena arena)
+    : plan_(device, config, decays, std::move(arena)),
+      names_(names),
+      predictor_(config.predictor),
+      step_decay_(config.step_decay),
+      stride_(slot_stride(plan_.elements())),
+      slots_(device, static_cast<std::size_t>(slots() * stride_)) {}
+
+void StepOptimizer::update(Stream& stream, float* weights, const float* gradients, float lr) {
+  start(stream, {.update = tracked_update(), .weights = weights, .gradients = gradients, .lr = lr}, {});
 }
 
-void StepPlan::begin_step(Stream& stream, const float* gradients) {
-  for_each_row(stream, chunk_count(), kChunkElements,
-               GradientSquares{gradients, chunks_.data(), partials_.data()});
-  for_each_row(stream, 1, chunk_count(),
-               BeginStep{.state = state_.data(),
-                         .partials = partials_.data(),
-                         .partial_count = chunk_count(),
-                         .gradients = gradients,
-                         .chunks = chunks_.data(),
-                         .names = names_.data(),
-                         .name_count = static_cast<std::int64_t>(names_.size()),
-                         .decays = decays_,
-                         .clip_norm = clip_norm_});
+void StepOptimizer::predict(Stream& stream, const float* weights, float* predicted, Lookahead ahead) {
+  require_lookahead(predictor_, ahead);
+  const Pass pass{.prediction = prediction(ahead),
+                  .weights = const_cast<float*>(weights),
+                  .predicted = predicted,
+                  .travel = travel(predictor_, ahead)};
+  if (pass.prediction == Prediction::kCopy && weights == predicted) return;
+  require_apart(weights, predicted);
+  start(stream, pass, ahead);
 }
 
-void StepPlan::plan_coast(Stream& stream, LearningRates rates) {
-  require_horizon(rates);
-  PlanCoast body{state_.data(), coast_.data(), decays_, static_cast<std::int32_t>(rates.size()), {}};
-  std::copy(rates.begin(), rates.end(), body.rates);
-  for_each(stream, 1, body);
-}
-
-void StepPlan::restore(Stream& stream, const OptimizerStatus& from) {
-  for_each(stream, 1, RestoreState{state_.data(), from, decays_});
-}
-
-void StepPlan::copy_status(Stream& stream, OptimizerStatus* to) {
-  stream.copy(to, &state_.data()->status, sizeof(OptimizerStatus));
-}
-
-float linear_travel(Predictor predictor, LearningRates rates) {
-  require_horizon(rates);
-  if (rates.empty()) return 0;
-  if (predictor != Predictor::kScheduleAware) return static_cast<float>(rates.size()) * rates[0];
-  double sum = 0;
-  for (const float rate : rates) sum += static_cast<double>(rate);
-  return static_cast<float>(sum);
-}
-
-std::int64_t slot_stride(std::int64_t elements) {
-  constexpr std::int64_t kLine = kAlignment / sizeof(float);
-  constexpr std::int64_t kLarge = std::int64_t{1} << 20;
-  // An odd number of lines beyond 128 KiB: slots at a power-of-two distance share cache sets and memory
-  // banks, which makes an AdamW update of 64 M weights twice as slow.
-  constexpr std::int64_t kStagger = 2113 * kLine;
-  return (elements + kLine - 1) / kLine * kLine + (elements >= kLarge ? kStagger : 0);
-}
-
-void require_step_alignment(Device device, const float* weights, const float* gradients,
-                            const float* predicted) {
-  if (device.backend != Backend::kCuda) return;
-  for (const float* pointer : {weights, gradients, predicted}) {
-    if (reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0) {
-      throw std::invalid_argument("the optimizer's arenas on CUDA must be aligned to 16 bytes");
-    }
+void StepOptimizer::update_predict(Stream& stream, float* weights, const float* gradients, float lr,
+                                   float* predicted, Lookahead ahead) {
+  require_lookahead(predictor_, ahead);
+  const Pass pass{.update = tracked_update(),
+                  .prediction = prediction(ahead),
+                  .weights = weights,
+                  .gradients = gradients,
+                  .predicted = predicted,
+                  .lr = lr,
+                  .travel = travel(predictor_, ahead)};
+  if (pass.prediction == Prediction::kCopy && weights == predicted) {
+    return update(stream, weights, gradients, lr);
   }
+  require_apart(weights, predicted);
+  start(stream, pass, ahead);
+}
+
+std::vector<std::pair<std::string, float*>> StepOptimizer::state() {
+  std::vector<std::pair<std::string, float*>> named;
+  for (int i = 0; i < names_.count; ++i) named.emplace_back(names_.names[i], slot(i));
+  if (tracks()) named.emplace_back("step_average", slot(names_.count));
+  return named;
+}
+
+Prediction StepOptimizer::prediction(const Lookahead& ahead) const {
+  if (ahead.distance == 0 || predictor_ == Predictor::kNone) return Prediction::kCopy;
+  if (predictor_ == Predictor::kDifference) return Prediction::kDifference;
+  return predictor_ == Predictor::kGeometric ? Prediction::kGeometric : Prediction::kLinear;
+}
+
+void StepOptimizer::start(Stream& stream, const Pass& pass, const Lookahead& ahead) {
+  require_step_alignment(stream.device(), pass.weights, pass.gradients, pass.predicted);
+  if (pass.update != Update::kNone) plan_.begin_step(stream, pass.gradients);
+  if (pass.prediction == Prediction::kGeometric) plan_.plan_coast(stream, ahead.rates);
+  run(stream, pass);
 }
 
 }  // namespace pipeoptim

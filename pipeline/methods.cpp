@@ -97,7 +97,7 @@ OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& con
   OptimizerConfig own = config;
   if (*method.rule != '\0') own.rule = method.rule;
   if (own.rule == "sgdm-sc") own.delay = gap;
-  if (std::string(method.name) == "async-nag") own.beta1 = 0.99;
+  if (std::string(method.name) == "async-nag" && !own.beta1) own.beta1 = 0.99;
   if (method.weights == WeightPolicy::kPipeMare) {
     own.predictor = Predictor::kDifference;
     own.step_decay = gap == 0 ? 0 : std::pow(pipemare_decay, 1.0 / gap);

@@ -276,10 +276,10 @@ class PassRunner {
         break;
       case Op::kUpdatePredict:
         stage(k).update_predict(stream, rate(k, instruction), instruction.predicted_slot,
-                                rates_after(k, instruction));
+                                lookahead(k, instruction));
         break;
       case Op::kPredict:
-        stage(k).predict(stream, instruction.predicted_slot, rates_after(k, instruction));
+        stage(k).predict(stream, instruction.predicted_slot, lookahead(k, instruction));
         break;
       default:
         stage(k).stash_weights(stream, instruction.version_slot);
@@ -291,10 +291,11 @@ class PassRunner {
   float rate(int k, const Instruction& instruction) const {
     return core_.rates[static_cast<std::size_t>(k)][static_cast<std::size_t>(instruction.minibatch)];
   }
-  LearningRates rates_after(int k, const Instruction& instruction) const {
+  // Backwards there are no rates to come.
+  Lookahead lookahead(int k, const Instruction& instruction) const {
+    if (instruction.horizon < 0) return Lookahead::by_steps(instruction.horizon);
     return LearningRates(core_.rates[static_cast<std::size_t>(k)])
-        .subspan(static_cast<std::size_t>(instruction.version),
-                 static_cast<std::size_t>(instruction.horizon));
+        .subspan(static_cast<std::size_t>(instruction.version), static_cast<std::size_t>(instruction.horizon));
   }
 
   void wait_for_result() {

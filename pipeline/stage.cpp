@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "layers/provider.h"
+
 namespace pipeoptim {
 namespace {
 
@@ -11,6 +13,21 @@ constexpr std::int64_t kPadding =
     kAlignment / sizeof(float);  // elements: every tensor starts on a cache line
 
 std::int64_t padded(std::int64_t elements) { return (elements + kPadding - 1) / kPadding * kPadding; }
+
+// The optimizer's products of matrices are made by whom the layers have theirs from.
+void multiply(Stream& stream, const MatrixProduct& product) {
+  using Flip = MatrixProduct::Flip;
+  gemm(stream, {.transpose_a = product.flip == Flip::kA ? Transpose::kYes : Transpose::kNo,
+                .transpose_b = product.flip == Flip::kB ? Transpose::kYes : Transpose::kNo,
+                .rows = product.rows,
+                .columns = product.columns,
+                .inner = product.inner,
+                .a = product.a,
+                .b = product.b,
+                .c = product.c,
+                .alpha = product.alpha,
+                .beta = product.beta});
+}
 
 std::size_t float_bytes(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(float); }
 
@@ -63,8 +80,10 @@ OptimizerArena Stage::optimizer_arena() const {
     arena.groups.push_back({decaying_elements_, parameter_elements_, false});
   }
   for (const PlacedTensor& placed : parameters_) {
-    arena.names.push_back(
-        {placed.tensor.name, placed.offset, placed.offset + placed.tensor.shape.elements()});
+    const Shape& shape = placed.tensor.shape;
+    // A convolution's weight is a matrix of its outputs, in whichever order its columns lie.
+    arena.names.push_back({placed.tensor.name, placed.offset, placed.offset + shape.elements(),
+                           shape.rank() >= 2 ? shape[0] : 0});
   }
   return arena;
 }
@@ -80,7 +99,9 @@ void Stage::allocate() {
   state_values_ = Buffer<float>(device, static_cast<std::size_t>(state_elements_));
   slots_ = Memory(device, slot_bytes_ * static_cast<std::size_t>(options_.slots));
   workspace_ = Memory(device, plan_.workspace_bytes);
-  if (parameter_elements_ > 0) optimizer_ = make_optimizer(device, options_.optimizer, optimizer_arena());
+  if (parameter_elements_ > 0) {
+    optimizer_ = make_optimizer(device, options_.optimizer, optimizer_arena(), multiply);
+  }
 
   const auto pointers_into = [&](const Buffer<float>& copy) {
     std::vector<const float*> pointers;
@@ -101,8 +122,10 @@ StageMemory Stage::memory() const {
   StageMemory memory;
   memory.weights = copy;
   memory.gradients = copy;
-  memory.optimizer =
-      parameter_elements_ == 0 ? 0 : copy * static_cast<std::size_t>(optimizer_slots(options_.optimizer));
+  memory.optimizer = parameter_elements_ == 0
+                         ? 0
+                         : copy * static_cast<std::size_t>(optimizer_slots(options_.optimizer)) +
+                               optimizer_workspace_bytes(options_.optimizer, optimizer_arena());
   memory.predicted = copy * static_cast<std::size_t>(options_.predicted_slots);
   memory.versions = copy * static_cast<std::size_t>(options_.version_slots);
   memory.states = float_bytes(state_elements_);
@@ -162,16 +185,16 @@ void Stage::update(Stream& stream, float lr) {
   if (optimizer_) optimizer_->update(stream, weights_.data(), gradients_.data(), lr);
 }
 
-void Stage::predict(Stream& stream, int predicted_slot, LearningRates rates) {
+void Stage::predict(Stream& stream, int predicted_slot, Lookahead ahead) {
   if (!optimizer_) return;
   optimizer_->predict(stream, weights_.data(), predicted_.at(static_cast<std::size_t>(predicted_slot)).data(),
-                      rates);
+                      ahead);
 }
 
-void Stage::update_predict(Stream& stream, float lr, int predicted_slot, LearningRates rates) {
+void Stage::update_predict(Stream& stream, float lr, int predicted_slot, Lookahead ahead) {
   if (!optimizer_) return;
   optimizer_->update_predict(stream, weights_.data(), gradients_.data(), lr,
-                             predicted_.at(static_cast<std::size_t>(predicted_slot)).data(), rates);
+                             predicted_.at(static_cast<std::size_t>(predicted_slot)).data(), ahead);
 }
 
 void Stage::stash_weights(Stream& stream, int version_slot) {

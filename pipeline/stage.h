@@ -81,8 +81,8 @@ class Stage {
   void backward(Stream& stream, const Pass& pass, Part part) const;
 
   void update(Stream& stream, float lr);
-  void predict(Stream& stream, int predicted_slot, LearningRates rates);
-  void update_predict(Stream& stream, float lr, int predicted_slot, LearningRates rates);
+  void predict(Stream& stream, int predicted_slot, Lookahead ahead);
+  void update_predict(Stream& stream, float lr, int predicted_slot, Lookahead ahead);
   void stash_weights(Stream& stream, int version_slot);
 
  private:

@@ -26,7 +26,10 @@ int dispatch(CommandLine& line, const std::string& subcommand) {
   }
   if (subcommand == "info") return info(options);
   validate(options);
+  options.optimizer = with_rule_defaults(options.optimizer);  // so that a run's config tells what it ran with
   if (subcommand == "plan" || options.dry_run) return plan(options);
+  if (subcommand == "simulate") return simulate(options);
+  if (subcommand == "compare") return compare(line);
   return subcommand == "train" ? train(line) : evaluate(options);
 }
 

@@ -15,6 +15,8 @@ int run(int argc, const char* const* argv);
 ExitCode train(CommandLine& line);
 ExitCode evaluate(const Options& options);
 ExitCode plan(const Options& options);
+ExitCode simulate(const Options& options);
+ExitCode compare(CommandLine& line);
 ExitCode info(const Options& options);
 
 const char* version();

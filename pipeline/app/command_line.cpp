@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <type_traits>
@@ -53,6 +54,11 @@ int default_threads() {
 }
 
 template <typename T>
+struct IsOptional : std::false_type {};
+template <typename T>
+struct IsOptional<std::optional<T>> : std::true_type {};
+
+template <typename T>
 std::string list_text(const std::vector<T>& values) {
   std::string text;
   for (const T value : values) text += (text.empty() ? "" : ",") + std::to_string(value);
@@ -67,6 +73,8 @@ std::string toml_value(const T& value) {
     return toml_string(value);
   } else if constexpr (IsList<T>::value) {
     return toml_list(value);
+  } else if constexpr (IsOptional<T>::value) {
+    return value ? toml_value(*value) : std::string();
   } else if constexpr (std::is_floating_point_v<T>) {
     return toml_number(value);
   } else {
@@ -85,6 +93,8 @@ CLI::Option* CommandLine::add(Subcommand& command, const std::string& name, T& v
         "--" + name, [&value](const CLI::results_t& results) { return parse_list(results.at(0), value); },
         help, true, [&value] { return list_text(value); });
     option->type_name("N,N,...");
+  } else if constexpr (IsOptional<T>::value) {  // whoever fills it in knows the default; the help names it
+    option = command.app->add_option("--" + name, value, help);
   } else {
     option = command.app->add_option("--" + name, value, help)->capture_default_str();
   }
@@ -121,13 +131,13 @@ void CommandLine::add_model(Subcommand& command) {
       "Weight of the uniform target in the training loss");
 }
 
-void CommandLine::add_pipeline(Subcommand& command) {
+// What a schedule depends on.
+void CommandLine::add_schedule(Subcommand& command) {
   command.app->option_defaults()->group("Pipeline");
   add(command, "stages", options_.stages, "Pipeline stages, or workers where each holds several (--chunks)");
-  add(command, "cuts", options_.cuts, "First layer of stages 1, 2, ... (default: balanced by cost)");
-  add(command, "method", options_.method, join(method_names()));
   add(command, "horizon", options_.horizon, "How far a prediction looks: " + join(horizon_names()));
-  add(command, "predictor", options_.predictor, join(predictor_names()));
+  add(command, "step-decay", options_.optimizer.step_decay,
+      "difference: decay of the average of the weights' steps (0: the last step)");
   add(command, "micro-batches", options_.micro_batches, "Micro-batches of a mini-batch");
   add(command, "chunks", options_.chunks,
       "Stages that each worker holds: interleaved, naive, pipedream, pipeoptim (0: the method's default)");
@@ -135,6 +145,16 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "costs", options_.costs, "zb-auto: cost of forward, input gradient, weight gradient");
   add(command, "activation-limit", options_.activation_limit,
       "zb-auto: micro-batches in flight on a worker (0: 2D-1, as zb-h2)");
+}
+
+void CommandLine::add_method(Subcommand& command) {
+  add(command, "method", options_.method, join(method_names()));
+}
+
+void CommandLine::add_pipeline(Subcommand& command) {
+  add_schedule(command);
+  add(command, "cuts", options_.cuts, "First layer of stages 1, 2, ... (default: balanced by cost)");
+  add(command, "predictor", options_.predictor, join(predictor_names()));
   add(command, "pipemare-anneal", options_.pipemare_anneal,
       "pipemare: steps of the lower rates at the start (-1: a quarter of all; 0: none)");
   add(command, "pipemare-decay", options_.pipemare_decay, "pipemare: decay of the average weight step");
@@ -150,13 +170,19 @@ void CommandLine::add_optimizer(Subcommand& command) {
   OptimizerConfig& optimizer = options_.optimizer;
   add(command, "optimizer", optimizer.rule, join(optimizer_names()));
   add(command, "lr", options_.lr.base_lr, "Learning rate");
-  add(command, "momentum", optimizer.momentum, "sgdm, nesterov: momentum");
+  add(command, "momentum", optimizer.momentum, "sgdm, nesterov, muon: momentum (0.9; muon 0.95)");
   add(command, "dampening", optimizer.dampening, "sgdm: dampening");
   add(command, "weight-decay", optimizer.weight_decay, "Decay of weights (not of biases and norms)");
-  add(command, "beta1", optimizer.beta1, "adam, adamw: decay of the first moment");
-  add(command, "beta2", optimizer.beta2, "adam, adamw: decay of the second moment");
+  add(command, "beta1", optimizer.beta1,
+      "adam, adamw, nadam, adan, lion, muon's vectors: decay of the first moment (0.9; adan 0.98)");
+  add(command, "beta2", optimizer.beta2,
+      "adam, adamw, nadam, muon's vectors: decay of the second moment (0.999); lion: of its momentum (0.99); "
+      "adan: of the gradients' differences (0.92)");
+  add(command, "beta3", optimizer.beta3, "adan: decay of the second moment");
+  add(command, "momentum-decay", optimizer.momentum_decay, "nadam: how fast its momentum rises to beta1");
   add(command, "alpha", optimizer.alpha, "rmsprop: decay of the squared gradient");
-  add(command, "eps", optimizer.eps, "adam, adamw, rmsprop: added to the root");
+  add(command, "eps", optimizer.eps,
+      "All but sgd, sgdm, nesterov, lion: added to the root (1e-8; adagrad 1e-10)");
   add(command, "clip-norm", optimizer.clip_norm, "Largest gradient norm of a stage (0: off)");
   add(command, "lr-schedule", options_.lr.kind,
       join(LrSchedule::kinds()) +
@@ -192,6 +218,31 @@ void CommandLine::add_files(Subcommand& command) {
   for (std::size_t i = first + 1; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;
 }
 
+void CommandLine::add_simulation(Subcommand& command) {
+  command.app->option_defaults()->group("Simulation");
+  add(command, "mini-batches", options_.mini_batches, "Mini-batches between two flushes");
+  add(command, "update-cost", options_.update_cost, "Cost of an update, in the unit of --costs");
+  add(command, "link-costs", options_.links,
+      "Cost of handing on one micro-batch's activation, and of its gradient on the way back");
+  add(command, "costs-from", options_.costs_from,
+      "Measured costs instead: the file of --trace of one epoch with the same --stages");
+}
+
+void CommandLine::add_comparison(Subcommand& command) {
+  command.app->option_defaults()->group("Comparison");
+  add(command, "methods", options_.methods,
+      "Methods, the first the reference; each may go on with +NAME of a horizon, predictor or optimizer: "
+      "pipeoptim+paper+adam");
+  add(command, "seeds", options_.seeds, "Runs of each method, with --seed, --seed + 1, ...");
+  add(command, "target-loss", options_.target_loss,
+      "Count the steps to this training loss (0: to one that all methods reach)");
+  const std::size_t first = command.bindings.size();
+  add(command, "init", options_.init, "Weights to start from (safetensors)");
+  add(command, "run-dir", options_.run_dir, "Folder for comparison.csv, .json and .html");
+  add_flag(command, "overwrite", options_.overwrite, "Replace the files of an earlier run in --run-dir");
+  for (std::size_t i = first + 1; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;
+}
+
 void CommandLine::add_display(Subcommand& command) {
   command.app->option_defaults()->group("Program");
   const std::size_t first = command.bindings.size();
@@ -212,32 +263,51 @@ CommandLine::CommandLine() : app_("Asynchronous pipeline training with weight pr
   app_.require_subcommand(0, 1);
   app_.allow_extras();
   app_.footer("'pipeoptim SUBCOMMAND --help' lists the options of a subcommand and their defaults.");
-  commands_.reserve(4);
+  commands_.reserve(6);
   for (const auto& [name, help] : {std::pair{"train", "Train a model through a pipeline"},
                                    std::pair{"eval", "Loss and accuracy of saved weights"},
                                    std::pair{"plan", "Show stages, memory and schedule without training"},
+                                   std::pair{"compare", "Train several methods and compare them"},
+                                   std::pair{"simulate", "Time, bubble and memory of a schedule for given costs"},
                                    std::pair{"info", "Devices, versions, and everything that has a name"}}) {
     commands_.push_back({name, {app_.add_subcommand(name, help), {}}});
     commands_.back().second.app->allow_extras();
   }
-  Subcommand& train = commands_[0].second;
-  Subcommand& plan = commands_[2].second;
-  for (Subcommand* command : {&train, &plan}) {
+  const auto command_named = [this](const char* name) -> Subcommand& {
+    return std::find_if(commands_.begin(), commands_.end(), [&](const auto& entry) { return entry.first == name; })
+        ->second;
+  };
+  Subcommand& train = command_named("train");
+  for (Subcommand* command : {&train, &command_named("plan")}) {
     add_model(*command);
     add_pipeline(*command);
+    add_method(*command);
     add_optimizer(*command);
     add_length(*command);
     add_files(*command);
     add_display(*command);
   }
   train.app->add_flag("--dry-run", options_.dry_run, "Show the plan and end");
-  Subcommand& eval = commands_[1].second;
+  Subcommand& compare = command_named("compare");
+  add_model(compare);
+  add_pipeline(compare);
+  add_optimizer(compare);
+  add_length(compare);
+  add_comparison(compare);
+  add_display(compare);
+  Subcommand& simulate = command_named("simulate");
+  add_schedule(simulate);
+  add_method(simulate);
+  add_simulation(simulate);
+  simulate.app->add_flag("--json", options_.json, "Print one JSON object");
+  Subcommand& eval = command_named("eval");
   add_model(eval);
   add_pipeline(eval);
+  add_method(eval);
   eval.app->option_defaults()->group("Files");
   add(eval, "init", options_.init, "Weights to evaluate (safetensors)");
   add_display(eval);
-  commands_[3].second.app->add_flag("--json", options_.json, "Print one JSON object");
+  command_named("info").app->add_flag("--json", options_.json, "Print one JSON object");
 }
 
 std::string CommandLine::parse(int argc, const char* const* argv) {

@@ -39,10 +39,14 @@ class CommandLine {
   };
 
   void add_model(Subcommand& command);
+  void add_schedule(Subcommand& command);
+  void add_method(Subcommand& command);
   void add_pipeline(Subcommand& command);
   void add_optimizer(Subcommand& command);
   void add_length(Subcommand& command);
   void add_files(Subcommand& command);
+  void add_simulation(Subcommand& command);
+  void add_comparison(Subcommand& command);
   void add_display(Subcommand& command);
   void apply_config(Subcommand& command);
   [[noreturn]] void refuse_extra(const Subcommand* command) const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <span>
 #include <stdexcept>
 
@@ -30,6 +31,10 @@ void require(bool holds, const char* option, T value, const char* range) {
 
 void require_factor(const char* option, double value) {
   require(value >= 0 && value < 1, option, value, "from 0 to below 1");
+}
+
+void require_factor(const char* option, const std::optional<double>& value) {
+  if (value) require_factor(option, *value);
 }
 
 void require_finite(const char* option, double value) {
@@ -63,10 +68,13 @@ void validate_optimizer(const Options& options) {
   require_factor("--momentum", optimizer.momentum);
   require_factor("--beta1", optimizer.beta1);
   require_factor("--beta2", optimizer.beta2);
+  require_factor("--beta3", optimizer.beta3);
   require_factor("--alpha", optimizer.alpha);
+  require_factor("--step-decay", optimizer.step_decay);
+  require_finite("--momentum-decay", optimizer.momentum_decay);
   require(optimizer.dampening >= 0 && optimizer.dampening <= 1, "--dampening", optimizer.dampening,
           "from 0 to 1");
-  require_finite("--eps", optimizer.eps);
+  if (optimizer.eps) require_finite("--eps", *optimizer.eps);
   require_finite("--weight-decay", optimizer.weight_decay);
   require_finite("--clip-norm", optimizer.clip_norm);
   require_factor("--label-smoothing", options.label_smoothing);
@@ -89,6 +97,13 @@ void validate_sizes(const Options& options) {
   require(options.costs.size() == 3, "--costs", options.costs.size(), "three numbers long");
   for (const double cost : options.costs)
     require(cost > 0 && std::isfinite(cost), "--costs", cost, "positive numbers");
+  require(options.links.size() == 2, "--link-costs", options.links.size(), "two numbers long");
+  for (const double cost : options.links) require_finite("--link-costs", cost);
+  require_finite("--update-cost", options.update_cost);
+  require(options.mini_batches >= 1 && options.mini_batches <= 1000000000, "--mini-batches",
+          options.mini_batches, "1 or more");
+  require(options.seeds >= 1, "--seeds", options.seeds, "1 or more");
+  require_finite("--target-loss", options.target_loss);
   require(options.pipemare_anneal >= -1, "--pipemare-anneal", options.pipemare_anneal, "0 or more");
   require_factor("--pipemare-decay", options.pipemare_decay);
   require(options.threads >= 1, "--threads", options.threads, "1 or more");
@@ -131,7 +146,9 @@ const std::vector<std::string>& horizon_names() {
 }
 
 const std::vector<std::string>& predictor_names() {
-  static const std::vector<std::string> names = {"linear", "schedule-aware", "geometric"};
+  // In the order of Predictor.
+  static const std::vector<std::string> names = {"linear", "schedule-aware", "geometric", "difference",
+                                                 "none"};
   return names;
 }
 
@@ -142,9 +159,9 @@ HorizonPolicy horizon_policy(const std::string& name) {
 }
 
 Predictor predictor(const std::string& name) {
-  require_known("predictor", name, predictor_names());
-  if (name == "linear") return Predictor::kLinear;
-  return name == "geometric" ? Predictor::kGeometric : Predictor::kScheduleAware;
+  const std::vector<std::string>& names = predictor_names();
+  require_known("predictor", name, names);
+  return static_cast<Predictor>(std::find(names.begin(), names.end(), name) - names.begin());
 }
 
 }  // namespace pipeoptim::app

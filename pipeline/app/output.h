@@ -44,6 +44,7 @@ class RunDirectory {
   std::string metrics() const { return file("metrics.jsonl"); }
   std::string trace() const { return file("trace.json"); }
   std::string weights() const { return file("weights.safetensors"); }
+  std::string comparison(const std::string& form) const { return file("comparison." + form); }
   const std::string& path() const { return path_; }
 
  private:

@@ -44,10 +44,10 @@ ModelOptions model_options(const nlohmann::json& golden) {
 OptimizerConfig optimizer_config(const nlohmann::json& run) {
   OptimizerConfig config;
   config.rule = run.at("optimizer").get<std::string>();
-  config.momentum = run.value("momentum", config.momentum);
-  config.beta1 = run.value("beta1", config.beta1);
-  config.beta2 = run.value("beta2", config.beta2);
-  config.eps = run.value("eps", config.eps);
+  config.momentum = run.value("momentum", 0.9);
+  config.beta1 = run.value("beta1", 0.9);
+  config.beta2 = run.value("beta2", 0.999);
+  config.eps = run.value("eps", 1e-8);
   config.weight_decay = run.at("weight_decay").get<double>();
   return config;
 }

@@ -64,8 +64,8 @@ TEST_P(Guard, LeavesNoTrace) {
   EXPECT_EQ(skipping.status().skipped, 4);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Guard, testing::ValuesIn(optimizer_names()),
-                         [](const auto& tested) { return tested.param; });
+INSTANTIATE_TEST_SUITE_P(All, Guard, testing::ValuesIn(all_rules()),
+                         [](const auto& tested) { return rule_test_name(tested.param); });
 
 TEST(GradientNorm, IsThatOfTheWholeArena) {
   OptimizerRun run({.rule = "sgd"}, uneven_arena());

@@ -1,6 +1,7 @@
 // An optimizer with its arenas in host memory, and gradients that depend on (step, element) alone.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/stream.h"
 #include "optim/optimizer.h"
+#include "tests/optim/plain_product.h"
 
 namespace pipeoptim::test {
 
@@ -35,7 +37,7 @@ class OptimizerRun {
         weights_(Device::host(), size()),
         gradients_(Device::host(), size()),
         predicted_(Device::host(), size()),
-        optimizer_(make_optimizer(Device::host(), config, std::move(arena))) {
+        optimizer_(make_optimizer(Device::host(), config, std::move(arena), multiply_plainly)) {
     set_weights(normal_values(elements_, 7));
   }
   ~OptimizerRun() { stream_.synchronize(); }
@@ -49,12 +51,14 @@ class OptimizerRun {
     optimizer_->update(stream_, weights_.data(), gradients_.data(), lr);
     stream_.synchronize();
   }
-  void predict(const std::vector<float>& rates) {
-    optimizer_->predict(stream_, weights_.data(), predicted_.data(), rates);
+  void predict(const std::vector<float>& rates) { look(rates); }
+  void look(Lookahead ahead) {
+    optimizer_->predict(stream_, weights_.data(), predicted_.data(), ahead);
     stream_.synchronize();
   }
-  void update_predict(float lr, const std::vector<float>& rates) {
-    optimizer_->update_predict(stream_, weights_.data(), gradients_.data(), lr, predicted_.data(), rates);
+  void update_predict(float lr, const std::vector<float>& rates) { update_look(lr, rates); }
+  void update_look(float lr, Lookahead ahead) {
+    optimizer_->update_predict(stream_, weights_.data(), gradients_.data(), lr, predicted_.data(), ahead);
     stream_.synchronize();
   }
 
@@ -99,11 +103,31 @@ class OptimizerRun {
   std::unique_ptr<Optimizer> optimizer_;
 };
 
-// Two chunks and an odd rest; the middle group does not decay and begins at an odd element.
+// Two chunks and an odd rest; the middle group does not decay and begins at an odd element. The last tensor
+// is a matrix.
+inline constexpr std::int64_t kMatrixBegin = 9050, kMatrixRows = 113, kMatrixColumns = 97;
 inline OptimizerArena uneven_arena() {
   return {.elements = 20011,
           .groups = {{0, 9001, true}, {9001, 9050, false}, {9050, 20011, true}},
-          .names = {{"first.weight", 0, 9001}, {"first.bias", 9001, 9050}, {"second.weight", 9050, 20011}}};
+          .names = {{"first.weight", 0, 9001},
+                    {"first.bias", 9001, 9050},
+                    {"second.weight", kMatrixBegin, 20011, kMatrixRows}}};
+}
+
+inline constexpr std::int64_t kFew = 1000;
+inline OptimizerArena plain_arena() { return {.elements = kFew, .groups = {}, .names = {}}; }
+
+// With what only a method sets.
+inline std::vector<std::string> all_rules() {
+  std::vector<std::string> names = optimizer_names();
+  names.emplace_back("sgdm-sc");
+  return names;
+}
+
+// For test names, which have no dashes.
+inline std::string rule_test_name(std::string rule) {
+  std::replace(rule.begin(), rule.end(), '-', '_');
+  return rule;
 }
 
 // A configuration of every rule with nothing at its default.
@@ -112,9 +136,13 @@ inline OptimizerConfig lively_config(const std::string& rule) {
                          .momentum = 0.85,
                          .beta1 = 0.8,
                          .beta2 = 0.95,
+                         .beta3 = 0.97,
                          .alpha = 0.9,
+                         .momentum_decay = 0.05,
                          .eps = 1e-6,
-                         .weight_decay = 0.02};
+                         .weight_decay = 0.02,
+                         .delay = 3,
+                         .step_decay = 0.75};
   if (rule == "sgdm") config.dampening = 0.25;
   return config;
 }

@@ -82,7 +82,12 @@ TEST_P(Passes, MayPredictInPlaceOnlyAtHorizonZero) {
   const std::vector<float> rates = rising_rates(1);
   Optimizer& optimizer = run.optimizer();
   EXPECT_NO_THROW(optimizer.predict(run.stream(), weights.data(), weights.data(), {}));
-  EXPECT_THROW(optimizer.predict(run.stream(), weights.data(), weights.data(), rates), std::invalid_argument);
+  const auto in_place = [&] { optimizer.predict(run.stream(), weights.data(), weights.data(), rates); };
+  if (config().predictor == Predictor::kNone) {
+    EXPECT_NO_THROW(in_place());
+  } else {
+    EXPECT_THROW(in_place(), std::invalid_argument);
+  }
   const auto far = rising_rates(kMaxHorizon + 1);
   Buffer<float> predicted(Device::host(), 20011);
   EXPECT_THROW(optimizer.predict(run.stream(), weights.data(), predicted.data(), far), std::invalid_argument);
@@ -90,18 +95,17 @@ TEST_P(Passes, MayPredictInPlaceOnlyAtHorizonZero) {
 }
 
 std::string case_name(const testing::TestParamInfo<Case>& tested) {
-  const char* const predictors[] = {"linear", "schedule_aware", "geometric"};
-  return std::get<0>(tested.param) + "_" + predictors[static_cast<int>(std::get<1>(tested.param))];
+  const char* const predictors[] = {"linear", "schedule_aware", "geometric", "difference", "none"};
+  return rule_test_name(std::get<0>(tested.param)) + "_" +
+         predictors[static_cast<int>(std::get<1>(tested.param))];
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Passes,
-                         testing::Combine(testing::ValuesIn(optimizer_names()),
+                         testing::Combine(testing::ValuesIn(all_rules()),
                                           testing::Values(Predictor::kLinear, Predictor::kScheduleAware,
-                                                          Predictor::kGeometric)),
+                                                          Predictor::kGeometric, Predictor::kDifference,
+                                                          Predictor::kNone)),
                          case_name);
-
-constexpr std::int64_t kFew = 1000;
-OptimizerArena plain_arena() { return {.elements = kFew, .groups = {}, .names = {}}; }
 
 // Steps with gradients that are the same every time; compares the prediction with where they lead.
 double largest_error(OptimizerRun& run, const std::vector<float>& rates, const std::vector<float>& coming) {
@@ -147,8 +151,8 @@ TEST(Predictor, LinearBecomesExactForMomentumUnderAConstantGradient) {
 
 // O5: with zero gradients to come, the geometric predictor is exact for the momentum rules at any rates.
 TEST(Predictor, GeometricIsExactForMomentumUnderZeroGradients) {
-  for (const char* rule : {"sgd", "sgdm", "nesterov", "rmsprop"}) {
-    OptimizerRun run({.rule = rule, .predictor = Predictor::kGeometric}, plain_arena());
+  for (const char* rule : {"sgd", "sgdm", "sgdm-sc", "nesterov", "rmsprop", "adagrad", "lion"}) {
+    OptimizerRun run({.rule = rule, .delay = 2, .predictor = Predictor::kGeometric}, plain_arena());
     for (std::uint32_t step = 0; step < 4; ++step) {
       run.set_gradients(normal_values(kFew, step));
       run.update(0.01f);
@@ -172,33 +176,75 @@ TEST(Predictor, GeometricHasTheClosedFormForMomentum) {
   }
 }
 
-// The loop of the contract, i = 1..s, in double.
-TEST(Predictor, GeometricFollowsAdamsLoop) {
-  for (const char* rule : {"adam", "adamw"}) {
-    OptimizerConfig config = lively_config(rule);
+// Adam's loop of the contract, i = 1..s, in double, and those of its relatives: the first moment fades, the
+// second one stays.
+class FadingMomentum : public testing::TestWithParam<std::string> {
+ protected:
+  static constexpr int kSteps = 3;
+
+  void SetUp() override {
+    config_ = with_rule_defaults(config_);
+    for (std::uint32_t step = 0; step < kSteps; ++step) {
+      run_.set_gradients(normal_values(kFew, step));
+      run_.update(0.01f);
+    }
+    for (int slot = 0; slot < run_.optimizer().slots(); ++slot) slots_.push_back(run_.slot(slot));
+  }
+  double slot(int index, std::size_t e) const {
+    return static_cast<double>(slots_[static_cast<std::size_t>(index)][e]);
+  }
+  double mu(int t) const { return *config_.beta1 * (1 - 0.5 * std::pow(0.96, t * config_.momentum_decay)); }
+
+  double adam(std::size_t e, int i) const {
+    const double b1 = *config_.beta1, b2 = *config_.beta2;
+    const double root = std::sqrt(slot(1, e) / (1 - std::pow(b2, kSteps + i))) + *config_.eps;
+    double gain = 1 / (1 - std::pow(b1, kSteps + i));
+    if (config_.rule == "nadam") {
+      double mu_product = 1;
+      for (int t = 1; t <= kSteps + i + 1; ++t) mu_product *= mu(t);
+      gain = mu(kSteps + i + 1) / (1 - mu_product);
+    }
+    return gain * std::pow(b1, i) * slot(0, e) / root;
+  }
+  // The gradient falls from its last value to 0 in the first coming step.
+  double adan(std::size_t e, int i) const {
+    const double b1 = *config_.beta1, b2 = *config_.beta2;
+    double differences = slot(2, e);
+    for (int step = 1; step <= i; ++step) {
+      differences = b2 * differences + (step == 1 ? (1 - b2) * (0 - slot(0, e)) : 0);
+    }
+    return (std::pow(b1, i) * slot(1, e) / (1 - std::pow(b1, kSteps + i)) +
+            b2 * differences / (1 - std::pow(b2, kSteps + i))) /
+           (std::sqrt(slot(3, e) / (1 - std::pow(config_.beta3, kSteps + i))) + *config_.eps);
+  }
+
+  OptimizerConfig config_ = [] {
+    OptimizerConfig config = lively_config(GetParam());
     config.predictor = Predictor::kGeometric;
-    OptimizerRun run(config, plain_arena());
-    const int steps = 3;
-    for (std::uint32_t step = 0; step < steps; ++step) {
-      run.set_gradients(normal_values(kFew, step));
-      run.update(0.01f);
+    return config;
+  }();
+  OptimizerRun run_{config_, plain_arena()};
+  std::vector<std::vector<float>> slots_;
+};
+
+TEST_P(FadingMomentum, IsWhatGeometricFollows) {
+  const std::vector<float> rates = rising_rates(5);
+  run_.predict(rates);
+  const auto weights = run_.weights(), predicted = run_.predicted();
+  for (std::size_t e = 0; e < weights.size(); ++e) {
+    double w = static_cast<double>(weights[e]);
+    for (int i = 1; i <= 5; ++i) {
+      const double lr = static_cast<double>(rates[static_cast<std::size_t>(i - 1)]);
+      if (config_.rule == "adamw") w -= lr * config_.weight_decay * w;
+      w -= lr * (config_.rule == "adan" ? adan(e, i) : adam(e, i));
+      if (config_.rule == "adan") w /= 1 + lr * config_.weight_decay;
     }
-    const std::vector<float> rates = rising_rates(5);
-    run.predict(rates);
-    const auto weights = run.weights(), m = run.slot(0), v = run.slot(1), predicted = run.predicted();
-    for (std::size_t e = 0; e < weights.size(); ++e) {
-      double w = static_cast<double>(weights[e]);
-      for (int i = 1; i <= 5; ++i) {
-        const double lr = static_cast<double>(rates[static_cast<std::size_t>(i - 1)]);
-        if (config.rule == "adamw") w -= lr * config.weight_decay * w;
-        w -= lr / (1 - std::pow(config.beta1, steps + i)) * std::pow(config.beta1, i) *
-             static_cast<double>(m[e]) /
-             (std::sqrt(static_cast<double>(v[e]) / (1 - std::pow(config.beta2, steps + i))) + config.eps);
-      }
-      ASSERT_NEAR(predicted[e], w, tolerance::kPrediction) << rule;
-    }
+    ASSERT_NEAR(predicted[e], w, tolerance::kPrediction);
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(All, FadingMomentum, testing::Values("adam", "adamw", "nadam", "adan"),
+                         [](const auto& tested) { return tested.param; });
 
 TEST(Predictor, ScheduleAwareSumsTheComingRates) {
   OptimizerConfig config{.rule = "sgd", .predictor = Predictor::kScheduleAware};

@@ -57,7 +57,7 @@ HorizonPolicy horizon_of(const std::string& name) {
 
 Predictor predictor_of(const std::string& name) {
   if (name == "geometric") return Predictor::kGeometric;
-  return name == "linear" ? Predictor::kLinear : Predictor::kScheduleAware;
+  return name == "linear" ? Predictor::kLinear : Predictor::kDifference;
 }
 
 // The float engine follows the double simulation, loss by loss.
