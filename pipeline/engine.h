@@ -112,10 +112,10 @@ struct EngineConfig {
   int threads = 1;  // of the whole process, divided over the workers (at least one each)
   std::string method = "pipeoptim";
   HorizonPolicy horizon = HorizonPolicy::kExact;
-  int chunks = 0;            // stages that each worker holds; 0: the method's default
-  int delay = 0;             // method "delayed": updates between a forward and its backward
-  ComputeCosts costs = {};   // method "zb-auto"
-  int activation_limit = 0;  // method "zb-auto"; 0: as much as "zb-h2"
+  int chunks = 0;                 // stages that each worker holds; 0: the method's default
+  int delay = 0;                  // method "delayed": updates between a forward and its backward
+  ComputeCosts costs = {};        // method "zb-auto"
+  int activation_limit = 0;       // method "zb-auto"; 0: as much as "zb-h2"
   double pipemare_decay = 0.135;  // method "pipemare": of the average weight step, see methods.h
   OptimizerConfig optimizer;
   int microbatches_per_update = 1;

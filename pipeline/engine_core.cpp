@@ -62,7 +62,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   for (int i = 0; i < config.devices; ++i) {
     require_usable({config.device.backend, config.device.ordinal + i});
   }
-  make_optimizer(config.device, stage_optimizer(method, config.optimizer, 0, config.pipemare_decay),
+  make_optimizer(config.device, stage_optimizer(method, config.optimizer, {}),
                  {});  // only to refuse bad hyper-parameters before anything runs
 
   // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
@@ -80,7 +80,8 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     options.threads = threads_of(worker);
     options.index = k;
     gaps.push_back(update_gap(program));
-    options.optimizer = stage_optimizer(method, config.optimizer, gaps.back(), config.pipemare_decay);
+    options.optimizer =
+        stage_optimizer(method, config.optimizer, {gaps.back(), config.horizon, config.pipemare_decay});
     options.split = split ? BackwardSplit::kSplit : BackwardSplit::kJoined;
     options.input = shape;
     options.slots = schedule.slots[index];

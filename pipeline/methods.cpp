@@ -92,15 +92,18 @@ const std::vector<std::string>& method_names() {
   return names;
 }
 
-OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& config, int gap,
-                                double pipemare_decay) {
+OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& config,
+                                const StageSetting& stage) {
   OptimizerConfig own = config;
   if (*method.rule != '\0') own.rule = method.rule;
-  if (own.rule == "sgdm-sc") own.delay = gap;
+  if (own.rule == "sgdm-sc") own.delay = stage.gap;
   if (std::string(method.name) == "async-nag" && !own.beta1) own.beta1 = 0.99;
+  if (method.weights == WeightPolicy::kPipeOptim && stage.horizon == HorizonPolicy::kReleasedCode) {
+    own.momentum_direction = MomentumDirection::kReleasedCode;
+  }
   if (method.weights == WeightPolicy::kPipeMare) {
     own.predictor = Predictor::kDifference;
-    own.step_decay = gap == 0 ? 0 : std::pow(pipemare_decay, 1.0 / gap);
+    own.step_decay = stage.gap == 0 ? 0 : std::pow(stage.pipemare_decay, 1.0 / stage.gap);
   }
   return own;
 }

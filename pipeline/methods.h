@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "optim/optimizer.h"
+#include "pipeline/schedule.h"
 
 namespace pipeoptim {
 
@@ -67,9 +68,15 @@ constexpr bool is_asynchronous(ComputeOrder order) {
 // The optimizer of one stage whose forwards lie `gap` updates before their backwards in steady state: the
 // method's own rule where it has one, spike compensation by the gap (Kosson et al., arXiv 2003.11666),
 // PipeMare's average weight step, which decays by `pipemare_decay`^(1/gap) an update (Yang et al.,
-// arXiv 1910.05124).
-OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& config, int gap,
-                                double pipemare_decay);
+// arXiv 1910.05124),
+// and the direction that the released code of PipeOptim's authors has for momentum SGD.
+struct StageSetting {
+  int gap = 0;
+  HorizonPolicy horizon = HorizonPolicy::kExact;
+  double pipemare_decay = 0;
+};
+OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& config,
+                                const StageSetting& stage);
 
 // What the learning rate of that stage is multiplied by: 1 but for PipeMare, whose rate starts at lr/gap and
 // grows to lr over `anneal_steps` (as lr / gap^p, p falling from 1 to 0).

@@ -295,7 +295,8 @@ class PassRunner {
   Lookahead lookahead(int k, const Instruction& instruction) const {
     if (instruction.horizon < 0) return Lookahead::by_steps(instruction.horizon);
     return LearningRates(core_.rates[static_cast<std::size_t>(k)])
-        .subspan(static_cast<std::size_t>(instruction.version), static_cast<std::size_t>(instruction.horizon));
+        .subspan(static_cast<std::size_t>(instruction.version),
+                 static_cast<std::size_t>(instruction.horizon));
   }
 
   void wait_for_result() {

@@ -278,6 +278,15 @@ Schedule make_forward_schedule(int stages, int microbatches) {
   return schedule;
 }
 
+bool runs_to_its_end(const Schedule& schedule, int channel_capacity) {
+  try {
+    run_units(schedule, channel_capacity, [](int, std::size_t, std::int64_t) {});
+  } catch (const std::logic_error&) {
+    return false;
+  }
+  return true;
+}
+
 std::vector<IssueStep> issue_order(const Schedule& schedule) {
   std::vector<IssueStep> steps;
   // Capacity: issuing a send never blocks, so that only the order of the programs counts.

@@ -100,6 +100,9 @@ Schedule make_forward_schedule(int stages, int microbatches);
 // Throws std::logic_error naming stage, instruction and what it waits for.
 void validate(const Schedule& schedule, int channel_capacity = 1);
 
+// Whether the programs come to their end at that capacity; looks at nothing else.
+bool runs_to_its_end(const Schedule& schedule, int channel_capacity);
+
 // One order of all instructions as (stage, index) in which each comes after what it depends on; breadth
 // first.
 struct IssueStep {

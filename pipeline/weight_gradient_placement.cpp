@@ -3,10 +3,11 @@
 #include <array>
 #include <optional>
 #include <queue>
-#include <stdexcept>
-#include <string>
+#include <utility>
+#include <vector>
 
 #include "pipeline/orders.h"
+#include "pipeline/passes.h"
 #include "pipeline/simulation.h"
 
 namespace pipeoptim {
@@ -100,6 +101,39 @@ class Greedy {
   Turns turns_;
 };
 
+// 1F1B with each weight gradient behind its input gradient, held back to the limit: what always runs.
+Turns split_1f1b(const OrderRequest& request, std::int32_t limit) {
+  Turns turns(static_cast<std::size_t>(request.workers));
+  for (std::int32_t k = 0; k < request.workers; ++k) {
+    std::vector<Turn>& list = turns[static_cast<std::size_t>(k)];
+    const std::int32_t warm_up = std::min({request.workers - 1 - k, limit - 1, request.count});
+    for (std::int32_t j = 0; j < warm_up; ++j) list.push_back({Op::kForward, k, j});
+    for (std::int32_t j = 0; j < request.count; ++j) {
+      if (warm_up + j < request.count) list.push_back({Op::kForward, k, warm_up + j});
+      list.push_back({Op::kBackwardInput, k, j});
+      list.push_back({Op::kBackwardWeights, k, j});
+    }
+  }
+  return turns;
+}
+
+// A worker that is far ahead may wait for ever where an edge holds one tensor.
+bool runs_with_short_edges(const Turns& turns) {
+  Schedule schedule;
+  for (std::size_t k = 0; k < turns.size(); ++k) {
+    Program program;
+    for (const Turn& turn : turns[k]) {
+      Instruction instruction;
+      instruction.op = turn.op;
+      instruction.microbatch = turn.microbatch;
+      program.push_back(instruction);
+    }
+    insert_transfers(program, static_cast<std::int32_t>(k), static_cast<std::int32_t>(turns.size()));
+    schedule.stages.push_back(std::move(program));
+  }
+  return runs_to_its_end(schedule, 1);
+}
+
 }  // namespace
 
 Turns place_weight_gradients(const OrderRequest& request) {
@@ -109,27 +143,28 @@ Turns place_weight_gradients(const OrderRequest& request) {
   const std::vector<StageCosts> stages(static_cast<std::size_t>(request.workers),
                                        {costs.forward, costs.backward_input, costs.backward_weights, 0});
   const std::vector<LinkCosts> links(stages.size() - 1);
-  struct Candidate {
-    Turns turns;
-    double bubble = 0;
-    std::int32_t activations = 0;
-  };
-  std::vector<Candidate> candidates;
-  for (Turns turns : {Greedy(request, limit, false).run(), Greedy(request, limit, true).run(),
-                      zero_bubble_turns(request.workers, request.count, 1),
-                      zero_bubble_turns(request.workers, request.count, 2)}) {
+  Turns best;
+  double least_bubble = 0;
+  std::int32_t least_activations = 0;
+  std::array candidates = {split_1f1b(request, limit), Greedy(request, limit, false).run(),
+                           Greedy(request, limit, true).run(),
+                           zero_bubble_turns(request.workers, request.count, 1),
+                           zero_bubble_turns(request.workers, request.count, 2)};
+  for (Turns& turns : candidates) {
     const Simulation simulation = simulate(turns, stages, links);
-    Candidate candidate{std::move(turns), simulation.bubble()};
+    const double bubble = simulation.bubble();
+    std::int32_t activations = 0;
     for (const SimulatedWorker& worker : simulation.workers) {
-      candidate.activations = std::max(candidate.activations, worker.activations);
+      activations = std::max(activations, worker.activations);
     }
-    if (candidate.activations <= limit) candidates.push_back(std::move(candidate));
+    const bool better =
+        best.empty() || bubble < least_bubble || (bubble == least_bubble && activations < least_activations);
+    if (activations > limit || !better || !runs_with_short_edges(turns)) continue;
+    best = std::move(turns);
+    least_bubble = bubble;
+    least_activations = activations;
   }
-  return std::move(
-      std::min_element(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) {
-        if (a.bubble != b.bubble) return a.bubble < b.bubble;
-        return a.activations < b.activations;
-      })->turns);
+  return best;
 }
 
 }  // namespace pipeoptim

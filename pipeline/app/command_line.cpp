@@ -168,7 +168,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
 void CommandLine::add_optimizer(Subcommand& command) {
   command.app->option_defaults()->group("Optimizer");
   OptimizerConfig& optimizer = options_.optimizer;
-  add(command, "optimizer", optimizer.rule, join(optimizer_names()));
+  add(command, "optimizer", optimizer.rule,
+      join(optimizer_names()) + "; async-nag and spike compensation have their own");
   add(command, "lr", options_.lr.base_lr, "Learning rate");
   add(command, "momentum", optimizer.momentum, "sgdm, nesterov, muon: momentum (0.9; muon 0.95)");
   add(command, "dampening", optimizer.dampening, "sgdm: dampening");
@@ -264,17 +265,19 @@ CommandLine::CommandLine() : app_("Asynchronous pipeline training with weight pr
   app_.allow_extras();
   app_.footer("'pipeoptim SUBCOMMAND --help' lists the options of a subcommand and their defaults.");
   commands_.reserve(6);
-  for (const auto& [name, help] : {std::pair{"train", "Train a model through a pipeline"},
-                                   std::pair{"eval", "Loss and accuracy of saved weights"},
-                                   std::pair{"plan", "Show stages, memory and schedule without training"},
-                                   std::pair{"compare", "Train several methods and compare them"},
-                                   std::pair{"simulate", "Time, bubble and memory of a schedule for given costs"},
-                                   std::pair{"info", "Devices, versions, and everything that has a name"}}) {
+  for (const auto& [name, help] :
+       {std::pair{"train", "Train a model through a pipeline"},
+        std::pair{"eval", "Loss and accuracy of saved weights"},
+        std::pair{"plan", "Show stages, memory and schedule without training"},
+        std::pair{"compare", "Train several methods and compare them"},
+        std::pair{"simulate", "Time, bubble and memory of a schedule for given costs"},
+        std::pair{"info", "Devices, versions, and everything that has a name"}}) {
     commands_.push_back({name, {app_.add_subcommand(name, help), {}}});
     commands_.back().second.app->allow_extras();
   }
   const auto command_named = [this](const char* name) -> Subcommand& {
-    return std::find_if(commands_.begin(), commands_.end(), [&](const auto& entry) { return entry.first == name; })
+    return std::find_if(commands_.begin(), commands_.end(),
+                        [&](const auto& entry) { return entry.first == name; })
         ->second;
   };
   Subcommand& train = command_named("train");

@@ -110,9 +110,9 @@ class Study {
       describe(comparison_.contenders.back(), *make_engine(settings_.back(), data_shape(options_), device_));
     }
     data_ = load_run_data(options_);
-    comparison_.setting = fmt::format("{} on {}, {}, lr {:g}, batches of {}, {} seeds", options_.model,
-                                      options_.data, options_.optimizer.rule, options_.lr.base_lr,
-                                      options_.batch_size, options_.seeds);
+    comparison_.setting =
+        fmt::format("{} on {}, {}, lr {:g}, batches of {}, {} seeds", options_.model, options_.data,
+                    options_.optimizer.rule, options_.lr.base_lr, options_.batch_size, options_.seeds);
   }
 
   ExitCode run() {
@@ -165,7 +165,8 @@ class Study {
       return !InterruptGuard::asked();
     };
     callbacks.on_epoch = [&](const EpochResult& epoch) {
-      if (epoch.test_accuracy) result.evaluations.push_back({epoch.step, *epoch.test_accuracy, *epoch.test_loss});
+      if (epoch.test_accuracy)
+        result.evaluations.push_back({epoch.step, *epoch.test_accuracy, *epoch.test_loss});
       records += epoch.samples_per_second * epoch.seconds;
       seconds += epoch.seconds;
       progress.epoch(epoch);

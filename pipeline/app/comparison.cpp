@@ -91,7 +91,8 @@ std::string comparison_table(const Comparison& comparison) {
   for (const Contender& contender : comparison.contenders) {
     if (contender.runs.empty()) continue;
     const auto column = [&](auto&& value) { return spread(of_runs(contender, value)); };
-    const Spread accuracy = column([](const ComparedRun& run) { return 100 * run.evaluations.back().accuracy; });
+    const Spread accuracy =
+        column([](const ComparedRun& run) { return 100 * run.evaluations.back().accuracy; });
     const auto most_versions =
         *std::max_element(contender.weight_versions.begin(), contender.weight_versions.end());
     const auto most_bytes = *std::max_element(contender.stage_bytes.begin(), contender.stage_bytes.end());
@@ -101,8 +102,9 @@ std::string comparison_table(const Comparison& comparison) {
                         column([](const ComparedRun& run) { return 100 * run.bubble; }).mean, most_versions,
                         static_cast<double>(most_bytes) / (1 << 20));
   }
-  return text + "steps to the training loss, mean of a fiftieth of the steps; versions and peak of the largest "
-                "stage\n";
+  return text +
+         "steps to the training loss, mean of a fiftieth of the steps; versions and peak of the largest "
+         "stage\n";
 }
 
 std::string comparison_csv(const Comparison& comparison) {
@@ -123,7 +125,8 @@ std::string comparison_csv(const Comparison& comparison) {
 
 std::string comparison_json(const Comparison& comparison) {
   using Json = nlohmann::ordered_json;
-  Json all = {{"setting", comparison.setting}, {"target_loss", comparison.target_loss}, {"methods", Json::array()}};
+  Json all = {
+      {"setting", comparison.setting}, {"target_loss", comparison.target_loss}, {"methods", Json::array()}};
   for (const Contender& contender : comparison.contenders) {
     Json runs = Json::array();
     for (const ComparedRun& run : contender.runs) {

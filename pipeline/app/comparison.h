@@ -23,9 +23,9 @@ struct ComparedRun {
 
 struct Contender {
   std::string label;
-  std::vector<int> weight_versions;       // by stage, the live weights included
-  std::vector<std::size_t> stage_bytes;   // by stage, everything that is allocated
-  std::vector<ComparedRun> runs;          // one a seed
+  std::vector<int> weight_versions;      // by stage, the live weights included
+  std::vector<std::size_t> stage_bytes;  // by stage, everything that is allocated
+  std::vector<ComparedRun> runs;         // one a seed
 };
 
 struct Comparison {

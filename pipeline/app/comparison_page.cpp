@@ -70,11 +70,12 @@ class Chart {
   }
 
   std::string draw(const std::vector<Curve>& curves, const char* y_label) const {
-    std::string svg = fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n", kWidth, kHeight,
-                                  y_label);
+    std::string svg =
+        fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\">\n", kWidth, kHeight, y_label);
     svg += axes(y_label);
     for (const Curve& curve : curves) {
-      svg += fmt::format("<polyline fill=\"none\" stroke-width=\"1.6\" {} points=\"", stroke(curve.contender));
+      svg +=
+          fmt::format("<polyline fill=\"none\" stroke-width=\"1.6\" {} points=\"", stroke(curve.contender));
       for (const Point& point : curve.points) svg += fmt::format("{:.1f},{:.1f} ", x(point.x), y(point.y));
       svg += "\"/>\n";
     }
@@ -102,10 +103,11 @@ class Chart {
       svg += fmt::format("<text text-anchor=\"middle\" x=\"{:.1f}\" y=\"{}\">{:.6g}</text>\n", x(tick),
                          bottom + 16, tick);
     }
-    return svg + fmt::format("<text text-anchor=\"middle\" x=\"{}\" y=\"{}\">step</text><text x=\"{}\" "
-                             "y=\"{}\" transform=\"rotate(-90 14 {})\" text-anchor=\"middle\">{}</text>\n",
-                             (kLeft + kWidth - kRight) / 2, kHeight - 6, 14, (kTop + bottom) / 2,
-                             (kTop + bottom) / 2, y_label);
+    return svg + fmt::format(
+                     "<text text-anchor=\"middle\" x=\"{}\" y=\"{}\">step</text><text x=\"{}\" "
+                     "y=\"{}\" transform=\"rotate(-90 14 {})\" text-anchor=\"middle\">{}</text>\n",
+                     (kLeft + kWidth - kRight) / 2, kHeight - 6, 14, (kTop + bottom) / 2, (kTop + bottom) / 2,
+                     y_label);
   }
 
   double most_x_ = 1, least_y_ = 1e300, most_y_ = -1e300;

@@ -140,6 +140,11 @@ int model_stages(const Options& options) {
   return options.stages * chunks_of(find_method(options.method), options.chunks);
 }
 
+std::string rule_name(const Options& options) {
+  const std::string own = find_method(options.method).rule;
+  return own.empty() ? options.optimizer.rule : own;
+}
+
 const std::vector<std::string>& horizon_names() {
   static const std::vector<std::string> names = {"exact", "paper", "released-code"};
   return names;

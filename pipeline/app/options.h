@@ -69,6 +69,9 @@ void validate(const Options& options);
 // Stages of the model: several on each of --stages workers where the method wants that.
 int model_stages(const Options& options);
 
+// The optimizer that trains: the method's own where it has one.
+std::string rule_name(const Options& options);
+
 HorizonPolicy horizon_policy(const std::string& name);
 Predictor predictor(const std::string& name);
 

@@ -117,8 +117,8 @@ void RunDirectory::create() {
 std::vector<std::string> RunDirectory::earlier_files() const {
   std::vector<std::string> found;
   std::error_code ignored;
-  for (const std::string& path : {config(), metrics(), trace(), weights(), comparison("csv"), comparison("json"),
-                                 comparison("html")}) {
+  for (const std::string& path :
+       {config(), metrics(), trace(), weights(), comparison("csv"), comparison("json"), comparison("html")}) {
     if (fs::exists(path, ignored)) found.push_back(path);
   }
   for (const auto& entry : fs::directory_iterator(path_, ignored)) {

@@ -109,7 +109,7 @@ ExitCode plan(const Options& options) {
     return kSuccess;
   }
   fmt::print("{} on {}, batches of {}, {} stages, {}, {}, {}\n\n", options.model, options.data,
-             options.batch_size, stages.size(), options.method, options.optimizer.rule, to_string(device));
+             options.batch_size, stages.size(), options.method, rule_name(options), to_string(device));
   print_layers(stages);
   print_memory(stages);
   print_schedule(options);

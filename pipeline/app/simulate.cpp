@@ -44,8 +44,8 @@ Case from_trace(const Options& options) {
   c.links = c.measured->links;
   const auto stages = static_cast<std::size_t>(model_stages(options));
   if (c.costs.size() != stages) {
-    throw DataError(fmt::format("{} holds {} stages, but --stages and --chunks ask for {}", options.costs_from,
-                                c.costs.size(), stages));
+    throw DataError(fmt::format("{} holds {} stages, but --stages and --chunks ask for {}",
+                                options.costs_from, c.costs.size(), stages));
   }
   c.request.minibatches = static_cast<int>(c.measured->minibatches);
   return c;
@@ -81,14 +81,16 @@ std::vector<Row> rows_of(const Schedule& schedule, const Simulation& simulation)
   return rows;
 }
 
-void print_text(const Options& options, const Case& c, const Schedule& schedule, const Simulation& simulation) {
+void print_text(const Options& options, const Case& c, const Schedule& schedule,
+                const Simulation& simulation) {
   const std::vector<Row> rows = rows_of(schedule, simulation);
   fmt::print("{}: {} workers, {} stages, {} mini-batches of {} micro-batches\n", options.method, rows.size(),
              schedule.depth(), c.request.minibatches, options.micro_batches);
   double most_busy = 0;
   for (const SimulatedWorker& worker : simulation.workers) most_busy = std::max(most_busy, worker.busy);
   fmt::print("time {:.6g}, of which the busiest worker works {:.6g}; bubble {:.6g} ({:.2f} %)\n",
-             simulation.makespan, most_busy, simulation.bubble(), 100 * simulation.bubble() / simulation.makespan);
+             simulation.makespan, most_busy, simulation.bubble(),
+             100 * simulation.bubble() / simulation.makespan);
   fmt::print("{:.6g} mini-batches a time unit\n", c.request.minibatches / simulation.makespan);
   if (c.measured) {
     fmt::print("measured: {:.6g} (simulated {:+.1f} %)\n", c.measured->makespan,

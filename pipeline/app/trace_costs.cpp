@@ -85,11 +85,12 @@ TraceCosts read_trace_costs(const std::string& path) {
   for (std::size_t k = 0; k < stages; ++k) {
     auto& ops = compute[k];
     if (ops["F"].count == 0 || ops["F"].count != ops["B"].count + ops["BI"].count) {
-      throw DataError(path + " holds more than one epoch or only a part of one: trace a run of --epochs 1 "
-                             "(or fewer --steps), whose trace is complete");
+      throw DataError(path +
+                      " holds more than one epoch or only a part of one: trace a run of --epochs 1 "
+                      "(or fewer --steps), whose trace is complete");
     }
-    costs.stages.push_back({ops["F"].mean(), ops["B"].mean() + ops["BI"].mean(), ops["BW"].mean(),
-                            weights[k].mean()});
+    costs.stages.push_back(
+        {ops["F"].mean(), ops["B"].mean() + ops["BI"].mean(), ops["BW"].mean(), weights[k].mean()});
     if (k + 1 < stages) costs.links.push_back({activations[k + 1].mean(), gradients[k].mean()});
   }
   return costs;

@@ -31,8 +31,8 @@ void print_header(const Options& options, const Engine& engine) {
   const std::vector<StageInfo> stages = engine.stage_info();
   for (const StageInfo& stage : stages) parameters += stage.parameter_count;
   fmt::print("{} ({} parameters) on {}, {} stages, {}, {}, lr {:g} ({}), batches of {}, {}\n", options.model,
-             parameters, options.data, stages.size(), options.method, options.optimizer.rule,
-             options.lr.base_lr, options.lr.kind, options.batch_size, processors(options, stages));
+             parameters, options.data, stages.size(), options.method, rule_name(options), options.lr.base_lr,
+             options.lr.kind, options.batch_size, processors(options, stages));
   std::fflush(stdout);
 }
 

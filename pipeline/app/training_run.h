@@ -21,8 +21,8 @@ RunData load_run_data(const Options& options);
 
 class TrainingRun {
  public:
-  // Settles in `options` what was left to the program: cuts, learning-rate schedule, epochs. The options outlive
-  // the run.
+  // Settles in `options` what was left to the program: cuts, learning-rate schedule, epochs. The options
+  // outlive the run.
   TrainingRun(Options& options, Device device, const RunData& data, std::unique_ptr<Engine> engine);
 
   Engine& engine() { return *engine_; }

@@ -37,6 +37,7 @@ struct Settings {
 // Weights and optimizer state of one stage at one version.
 struct Version {
   Vector w, m, v;
+  Vector g;     // the gradient that led here, weight decay included
   Vector step;  // average of the weight steps
   double mu_product = 1;
   int steps = 0;
@@ -155,7 +156,10 @@ class Simulation {
       } else if (settings_.predictor == "geometric") {
         predicted[i] = coast(version, i, distance, decay[i]);
       } else {
-        predicted[i] -= distance * settings_.lr * direction(version, i);
+        const bool released = settings_.horizon == "released-code" && settings_.rule == "sgdm";
+        const double along =
+            released ? settings_.momentum * version.m[i] + version.g[i] : direction(version, i);
+        predicted[i] -= distance * settings_.lr * along;
       }
     }
     return predicted;
@@ -189,7 +193,7 @@ class Simulation {
     const Vector& decay = decay_[static_cast<std::size_t>(k)];
     Version after = before;
     after.steps = before.steps + 1;
-    for (Vector* state : {&after.m, &after.v, &after.step}) state->resize(before.w.size(), 0.0);
+    for (Vector* state : {&after.m, &after.v, &after.g, &after.step}) state->resize(before.w.size(), 0.0);
     const double lr = rate(k, before.steps);
     const bool momentum = settings_.rule == "sgdm" || settings_.rule == "sgdm-sc";
     const double mu = nesterov_mu(after.steps), next_mu = nesterov_mu(after.steps + 1);
@@ -201,6 +205,7 @@ class Simulation {
       } else {
         g += decay[i] * after.w[i];
       }
+      after.g[i] = g;
       after.m[i] = momentum ? settings_.momentum * after.m[i] + g
                             : settings_.beta1 * after.m[i] + (1 - settings_.beta1) * g;
       if (!momentum) after.v[i] = settings_.beta2 * after.v[i] + (1 - settings_.beta2) * g * g;

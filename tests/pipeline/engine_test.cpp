@@ -71,7 +71,7 @@ void expect_trajectory(EngineConfig config, oracle::Settings settings, int depth
   settings.microbatches = config.microbatches_per_update;
   RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
   const auto engine = mlp.engine(depth, config);
-  const auto losses = train_losses(*engine, batches, kSteps, lr);
+  const auto losses = train_losses(*engine, batches, kSteps, lr, nullptr, 0, settings.pipemare_anneal);
   auto simulation = mlp.simulation(depth, settings);
   ASSERT_EQ(losses.size(), static_cast<std::size_t>(kSteps));
   for (int t = 0; t < kSteps; ++t) {
@@ -96,7 +96,6 @@ TEST_P(Trajectory, EqualsSimulationOfWeightVersions) {
   settings.rule = rule;
   if (method == "async-nag") settings.beta1 = 0.99;
   if (method == "pipemare") settings.pipemare_anneal = 10;
-  config.pipemare.anneal_steps = settings.pipemare_anneal;
   const bool predicts = method == "pipeoptim" || method == "lwp";
   for (const char* predictor : {"linear", "geometric", "difference"}) {
     for (const char* horizon : {"exact", "paper", "released-code"}) {

@@ -110,11 +110,12 @@ struct SmallMlp {
 // Losses of a pass, in order.
 inline std::vector<double> train_losses(Engine& engine, BatchSource& source, int minibatches, float lr,
                                         std::vector<VersionRecord>* versions = nullptr,
-                                        std::int64_t first_step = 0) {
+                                        std::int64_t first_step = 0, std::int64_t anneal_steps = 0) {
   std::vector<double> losses;
   TrainPass pass;
   pass.first_step = first_step;
   pass.minibatches = minibatches;
+  pass.anneal_steps = anneal_steps;
   pass.learning_rate = [lr](std::int64_t) { return lr; };
   pass.on_step = [&](const StepResult& step) {
     losses.push_back(step.loss);
