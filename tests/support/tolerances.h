@@ -8,10 +8,6 @@ namespace pipeoptim::tolerance {
 // between, about twice the largest of 20011 elements that is seen (4e-6), far below any wrong term (1e-3).
 inline constexpr double kRuleSteps = 1e-5;
 
-// Muon's direction in fp32 against double: five iterations amplify the roundings of sums of some 100
-// products, 1e-7, by up to 3.4445 each in the small singular values, 500 in all.
-inline constexpr double kOrthogonalSteps = 1e-4;
-
 // A prediction, or the steps to where it leads, against double or each other: up to 160 roundings of 1.2e-7
 // as above.
 inline constexpr double kPrediction = 1e-5;
