@@ -133,7 +133,6 @@ TEST(OptimizerConfig, NamesWhatIsWrong) {
       {{.rule = "adan", .beta3 = 1}, "beta3"},
       {{.rule = "lion", .beta1 = -1}, "beta1"},
       {{.rule = "muon", .momentum = 1}, "momentum"},
-      {{.rule = "muon"}, "product of matrices"},
       {{.rule = "sgd", .predictor = Predictor::kDifference, .step_decay = 1}, "step_decay"},
       {{.rule = "sgd", .weight_decay = -1}, "weight_decay"},
       {{.rule = "sgd", .clip_norm = INFINITY}, "clip_norm"}};
