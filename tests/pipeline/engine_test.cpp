@@ -111,10 +111,12 @@ TEST(Oracles, OneStageIsSequential) {
 
 // O2: the synchronous methods agree bit for bit, for every depth.
 TEST(Oracles, SynchronousMethodsAgree) {
-  const auto expected = trained("gpipe", "sgdm", 1, 4);
-  for (const int depth : {1, 2, 3, 4, 8}) {
-    EXPECT_EQ(trained("gpipe", "sgdm", depth, 4), expected) << "gpipe, D = " << depth;
-    EXPECT_EQ(trained("1f1b", "sgdm", depth, 4), expected) << "1f1b, D = " << depth;
+  for (const char* rule : {"sgdm", "muon"}) {
+    const auto expected = trained("gpipe", rule, 1, 4);
+    for (const int depth : {1, 2, 3, 4, 8}) {
+      EXPECT_EQ(trained("gpipe", rule, depth, 4), expected) << "gpipe, " << rule << ", D = " << depth;
+      EXPECT_EQ(trained("1f1b", rule, depth, 4), expected) << "1f1b, " << rule << ", D = " << depth;
+    }
   }
 }
 

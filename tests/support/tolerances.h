@@ -12,6 +12,11 @@ inline constexpr double kRuleSteps = 1e-5;
 // as above.
 inline constexpr double kPrediction = 1e-5;
 
+// An orthogonal factor made of a gradient that is known from a step of the weights, to 1e-7 of a weight or
+// some 1e-5 of the gradient; the iteration amplifies what is small by up to 3.4445^5 = 485. Entries are of
+// size 0.3.
+inline constexpr double kFactorOfStep = 1e-2;
+
 // Sum of squares in fp32 over at most 256 terms an accumulator, then double: 256 * 6e-8 at worst, relative.
 inline constexpr double kGradientNorm = 1.6e-5;
 
