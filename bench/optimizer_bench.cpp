@@ -28,8 +28,9 @@ struct RuleState {
   int kept, written, predicting;
   int slots() const { return kept + written; }
 };
-constexpr RuleState kRules[] = {{"sgd", 0, 1, 1},  {"sgdm", 1, 0, 1},  {"nesterov", 1, 1, 1},
-                                {"adam", 2, 0, 2}, {"adamw", 2, 0, 2}, {"rmsprop", 1, 1, 1}};
+constexpr RuleState kRules[] = {
+    {"sgd", 0, 1, 1},     {"sgdm", 1, 0, 1},    {"nesterov", 1, 1, 1}, {"adam", 2, 0, 2}, {"adamw", 2, 0, 2},
+    {"rmsprop", 1, 1, 1}, {"adagrad", 1, 1, 1}, {"nadam", 2, 1, 1},    {"adan", 4, 0, 3}, {"lion", 1, 1, 1}};
 
 // An optimizer with its arrays, and its passes as work on a stream.
 class Passes {

@@ -186,8 +186,10 @@ namespace detail {
 
 std::unique_ptr<Optimizer> make_muon(Device device, const OptimizerConfig& config, OptimizerArena arena,
                                      MultiplyMatrices multiply) {
-  if (multiply == nullptr) throw std::invalid_argument("muon needs a product of matrices");
   MatrixPlan matrices = plan_matrices(arena, config.weight_decay);
+  if (!matrices.matrices.empty() && multiply == nullptr) {
+    throw std::invalid_argument("muon needs a product of matrices");
+  }
   return std::make_unique<MuonOptimizer>(device, config, arena, std::move(matrices), multiply);
 }
 

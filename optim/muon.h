@@ -14,8 +14,8 @@
 
 namespace pipeoptim::detail {
 
-// `config` with its defaults filled in. Throws std::invalid_argument without a `multiply`, and for matrices
-// that overlap.
+// `config` with its defaults filled in. Throws std::invalid_argument for matrices without a `multiply`, and
+// for such that overlap.
 std::unique_ptr<Optimizer> make_muon(Device device, const OptimizerConfig& config, OptimizerArena arena,
                                      MultiplyMatrices multiply);
 

@@ -167,7 +167,7 @@ struct MatrixProduct {
 using MultiplyMatrices = void (*)(Stream& stream, const MatrixProduct& product);
 
 // Throws std::invalid_argument for an unknown rule (nearest name), an impossible hyper-parameter (names it),
-// and for muon without a `multiply`.
+// and for matrices that muon has no `multiply` for.
 std::unique_ptr<Optimizer> make_optimizer(Device device, const OptimizerConfig& config, OptimizerArena arena,
                                           MultiplyMatrices multiply = nullptr);
 

@@ -69,7 +69,11 @@ TEST_F(BadInput, ImpossibleNumbers) {
   expect_refused(refused({"--lr", "-1"}), 2, {"--lr", "-1"});
   expect_refused(refused({"--lr", "nan"}), 2, {"--lr", "nan"});
   expect_refused(refused({"--beta2", "1"}), 2, {"--beta2", "1"});
+  expect_refused(refused({"--beta3", "1"}), 2, {"--beta3", "1"});
   expect_refused(refused({"--momentum", "1.5"}), 2, {"--momentum", "1.5"});
+  expect_refused(refused({"--step-decay", "-1"}), 2, {"--step-decay", "-1"});
+  expect_refused(refused({"--predictor", "differences"}), 2, {"'differences'", "'difference'"});
+  expect_refused(refused({"--optimizer", "sgdm-sc"}), 2, {"'sgdm-sc'", "'sgdm'"});
   expect_refused(refused({"--hidden", "12,x"}), 2, {"--hidden", "12,x"});
   expect_refused(refused({"--cuts", "2,1,3"}), 2, {"cuts"});
   expect_refused(refused({"--cuts", "2,3"}), 2, {"--cuts", "3"});

@@ -3,7 +3,9 @@
 
 #include <chrono>
 #include <cmath>
+#include <fstream>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "tests/app/program.h"
@@ -164,6 +166,21 @@ TEST_F(Train, CommandLineOverridesConfigFile) {
   EXPECT_FLOAT_EQ(lines[3].at("lr").get<float>(), 0.01F);
 }
 
+// Hyper-parameters that were not given take the rule's own defaults, and the run's config tells them.
+TEST_F(Train, FillsInTheDefaultsOfItsOptimizer) {
+  const std::string dir = out("lion");
+  ASSERT_EQ(
+      train({"--optimizer", "lion", "--beta1", "0.8", "--predictor", "difference", "--run-dir", dir}).code,
+      0);
+  std::ostringstream text;
+  text << std::ifstream(dir + "/config.toml").rdbuf();
+  EXPECT_NE(text.str().find("beta1 = 0.8\n"), std::string::npos) << text.str();
+  EXPECT_NE(text.str().find("beta2 = 0.99\n"), std::string::npos) << text.str();
+  ASSERT_EQ(run({"train", "--config", dir + "/config.toml", "--log", out("log")}).code, 0);
+  const auto first = read_lines(dir + "/metrics.jsonl"), second = read_lines(out("log"));
+  for (std::size_t t = 0; t < 12; ++t) EXPECT_EQ(first.at(t), second.at(t));
+}
+
 TEST_F(Train, JsonPrintsOneObjectOnly) {
   const Outcome outcome = train({"--json"});
   ASSERT_EQ(outcome.code, 0) << outcome.err;
@@ -179,7 +196,8 @@ TEST_F(Train, EveryMethodOptimizerAndModelRuns) {
     const Outcome outcome = train({"--method", method, "--micro-batches", parts ? "4" : "1", "--steps", "3"});
     EXPECT_EQ(outcome.code, 0) << method << ": " << outcome.err;
   }
-  for (const char* rule : {"sgd", "nesterov", "adam", "adamw", "rmsprop"}) {
+  for (const char* rule :
+       {"sgd", "nesterov", "adam", "adamw", "rmsprop", "adagrad", "nadam", "adan", "lion", "muon"}) {
     const Outcome outcome = train({"--optimizer", rule, "--lr", "0.001", "--clip-norm", "1", "--steps", "3"});
     EXPECT_EQ(outcome.code, 0) << rule << ": " << outcome.err;
   }

@@ -109,6 +109,11 @@ TEST(Muon, RefusesMatricesThatOverlap) {
   EXPECT_THROW(OptimizerRun({.rule = "muon"}, arena), std::invalid_argument);
 }
 
+TEST(Muon, NeedsAProductForItsMatricesOnly) {
+  EXPECT_THROW(make_optimizer(Device::host(), {.rule = "muon"}, one_matrix(4, 5)), std::invalid_argument);
+  EXPECT_NO_THROW(make_optimizer(Device::host(), {.rule = "muon"}, plain_arena()));
+}
+
 TEST(Muon, TellsItsWorkspace) {
   OptimizerArena arena{.elements = 1000, .groups = {}, .names = {}};
   arena.names = {{"a", 0, 400, 4}, {"b", 400, 700, 30}};

@@ -194,13 +194,15 @@ TEST(Oracles, OneStageIsSequential) {
 
 // O2: the synchronous methods agree bit for bit, for every depth.
 TEST(Oracles, SynchronousMethodsAgree) {
-  const auto expected = trained("gpipe", "sgdm", 1, 4);
-  for (const Method& method : methods()) {
-    if (is_asynchronous(method.order) || method.order == ComputeOrder::kSequential) continue;
-    for (const int depth : {1, 2, 3, 4, 8}) {
-      const auto weights = trained(method.name, "sgdm", depth, 4);
-      if (weights.empty()) continue;
-      EXPECT_EQ(weights, expected) << method.name << ", D = " << depth;
+  for (const char* rule : {"sgdm", "muon"}) {
+    const auto expected = trained("gpipe", rule, 1, 4);
+    for (const Method& method : methods()) {
+      if (is_asynchronous(method.order) || method.order == ComputeOrder::kSequential) continue;
+      for (const int depth : {1, 2, 3, 4, 8}) {
+        const auto weights = trained(method.name, rule, depth, 4);
+        if (weights.empty()) continue;
+        EXPECT_EQ(weights, expected) << method.name << ", " << rule << ", D = " << depth;
+      }
     }
   }
 }

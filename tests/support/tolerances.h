@@ -8,13 +8,14 @@ namespace pipeoptim::tolerance {
 // between, about twice the largest of 20011 elements that is seen (4e-6), far below any wrong term (1e-3).
 inline constexpr double kRuleSteps = 1e-5;
 
-// Muon's direction in fp32 against double: five iterations amplify the roundings of sums of some 100
-// products, 1e-7, by up to 3.4445 each in the small singular values, 500 in all.
-inline constexpr double kOrthogonalSteps = 1e-4;
-
 // A prediction, or the steps to where it leads, against double or each other: up to 160 roundings of 1.2e-7
 // as above.
 inline constexpr double kPrediction = 1e-5;
+
+// An orthogonal factor made of a gradient that is known from a step of the weights, to 1e-7 of a weight or
+// some 1e-5 of the gradient; the iteration amplifies what is small by up to 3.4445^5 = 485. Entries are of
+// size 0.3.
+inline constexpr double kFactorOfStep = 1e-2;
 
 // Sum of squares in fp32 over at most 256 terms an accumulator, then double: 256 * 6e-8 at worst, relative.
 inline constexpr double kGradientNorm = 1.6e-5;
