@@ -79,6 +79,10 @@ void validate_optimizer(const Options& options) {
 void validate_sizes(const Options& options) {
   require(options.stages >= 1, "--stages", options.stages, "1 or more");
   require(options.devices >= 0, "--devices", options.devices, "0 or more");
+  require(options.rank >= Options::kNoRank, "--rank", options.rank, "0 or more");
+  require(options.world_size >= 0, "--world-size", options.world_size, "1 or more");
+  require(options.rendezvous_timeout >= 1, "--rendezvous-timeout", options.rendezvous_timeout,
+          "1 second or more");
   require(options.micro_batches >= 1, "--micro-batches", options.micro_batches, "1 or more");
   require(options.threads >= 1, "--threads", options.threads, "1 or more");
   require(options.batch_size >= 1, "--batch-size", options.batch_size, "1 or more");
