@@ -132,8 +132,8 @@ void Watcher::read(int rank, Peer& peer) {
     receive_all(peer.socket, &alarm, sizeof(alarm), [&] {
       if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("no answer");
     });
-  } catch (const std::runtime_error& error) {
-    return lose(rank, error.what());
+  } catch (const std::runtime_error&) {
+    return lose(rank);
   }
   handle(rank, alarm);
 }
@@ -167,9 +167,9 @@ void Watcher::handle(int rank, const Alarm& alarm) {
   }
 }
 
-void Watcher::lose(int rank, const std::string& reason) {
+void Watcher::lose(int rank) {
   peers_[static_cast<std::size_t>(rank)].here = false;
-  declare("its process is gone (" + reason + ")", rank);
+  declare("its process is gone", rank);
 }
 
 // The first failure is the one to tell, by rank 0 to all others.
@@ -203,8 +203,8 @@ void Watcher::tell(const Alarm& alarm, int except) {
     if (!peers_[i].here || rank == except) continue;
     try {
       send_all(peers_[i].socket, &alarm, sizeof(alarm), [] { throw std::runtime_error("no answer"); });
-    } catch (const std::runtime_error& error) {
-      if (alarm.kind != Alarm::Kind::kGoodbye) lose(rank, error.what());
+    } catch (const std::runtime_error&) {
+      if (alarm.kind != Alarm::Kind::kGoodbye) lose(rank);
     }
   }
 }

@@ -48,7 +48,7 @@ class Watcher {
   void look_at_work();
   void read(int rank, Peer& peer);
   void handle(int rank, const Alarm& alarm);
-  void lose(int rank, const std::string& reason);
+  void lose(int rank);
   void tell(const Alarm& alarm, int except = -1);
   void declare(const std::string& text, int culprit);
   void say_failure();
