@@ -124,7 +124,6 @@ class RemoteEdge final : public Edge {
     if (departures_) departures_->synchronize();
   }
   void throw_if_failed() override {
-    links_.throw_if_failed();
     if (departures_) departures_->throw_if_failed();
   }
 

@@ -5,7 +5,6 @@
 #include <cstdio>
 
 namespace pipeoptim {
-namespace {
 
 const char* op_name(Op op) {
   switch (op) {
@@ -25,12 +24,17 @@ const char* op_name(Op op) {
       return "U+P";
     case Op::kStashWeights:
       return "stash";
-    default:
-      return "transfer";
+    case Op::kSendActivation:
+      return "send activation";
+    case Op::kReceiveActivation:
+      return "receive activation";
+    case Op::kSendGradient:
+      return "send gradient";
+    case Op::kReceiveGradient:
+      return "receive gradient";
   }
+  return "unknown";
 }
-
-}  // namespace
 
 PassRecorder::PassRecorder(EngineCore& core, const Schedule& schedule, const TrainPass& pass)
     : core_(core), pass_(pass), first_microbatch_(pass.first_step * schedule.microbatches_per_update) {

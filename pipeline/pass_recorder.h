@@ -8,6 +8,9 @@
 
 namespace pipeoptim {
 
+// Of an instruction, in traces and profilers: "F", "B", "U+P", "send activation".
+const char* op_name(Op op);
+
 class PassRecorder {
  public:
   // The streams are idle.

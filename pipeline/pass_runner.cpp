@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/runtime/error.h"
+#include "kernels/runtime/range.h"
 #include "pipeline/edge.h"
 #include "pipeline/engine_core.h"
 #include "pipeline/pass_recorder.h"
@@ -112,6 +113,7 @@ class PassRunner {
   }
 
   void issue(int k, const Instruction& instruction) {
+    const ProfilerRange range(op_name(instruction.op), k, recorder_.global_microbatch(instruction));
     switch (instruction.op) {
       case Op::kForward:
         return issue_forward(k, instruction);

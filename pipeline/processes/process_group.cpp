@@ -125,6 +125,7 @@ std::vector<ProcessGroup::Bytes> ProcessGroup::all_gather(std::span<const std::b
 }
 
 void ProcessGroup::fail(const std::string& what) noexcept { impl_->watcher.fail(what); }
+bool ProcessGroup::failed() const { return impl_->watcher.failure().has_value(); }
 void ProcessGroup::throw_if_failed() const { impl_->throw_if_failed(); }
 void ProcessGroup::request_stop() { impl_->watcher.request_stop(); }
 bool ProcessGroup::stopping() const { return impl_->watcher.stopping(); }

@@ -53,6 +53,7 @@ class ProcessGroup {
 
   // This process cannot go on: the others end with a DeviceError that quotes it. Only the first call counts.
   void fail(const std::string& what) noexcept;
+  bool failed() const;  // this process or, as far as is known, another one
   void throw_if_failed() const;
 
   // Asks all to end after the same mini-batch, soon.

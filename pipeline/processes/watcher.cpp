@@ -1,7 +1,5 @@
 #include "pipeline/processes/watcher.h"
 
-#include <poll.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -91,16 +89,16 @@ void Watcher::run() {
 
 // Once: messages, the state of the own work, and what the main thread has asked for.
 void Watcher::look() {
-  std::vector<pollfd> entries;
-  std::vector<int> ranks;
+  entries_.clear();
+  ranks_.clear();
   for (std::size_t i = 0; i < peers_.size(); ++i) {
     if (!peers_[i].here) continue;
-    entries.push_back({peers_[i].socket.descriptor(), POLLIN, 0});
-    ranks.push_back(static_cast<int>(i));
+    entries_.push_back({peers_[i].socket.descriptor(), POLLIN, 0});
+    ranks_.push_back(static_cast<int>(i));
   }
-  ::poll(entries.data(), entries.size(), kLookMs);
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    if (entries[i].revents != 0) read(ranks[i], peers_[static_cast<std::size_t>(ranks[i])]);
+  ::poll(entries_.data(), entries_.size(), kLookMs);
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].revents != 0) read(ranks_[i], peers_[static_cast<std::size_t>(ranks_[i])]);
   }
   look_at_work();
   say_failure();

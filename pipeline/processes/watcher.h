@@ -2,6 +2,8 @@
 // One thread a process, connected with that of rank 0. Private to pipeline/processes.
 #pragma once
 
+#include <poll.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -61,6 +63,8 @@ class Watcher {
   std::vector<Peer> peers_;  // by rank with rank 0, elsewhere rank 0 alone; the thread's own
   int complaints_ = 0;       // looks at work that has failed, in a row; the thread's own
   bool stop_sent_ = false, failure_sent_ = false;
+  std::vector<pollfd> entries_;                        // for one look: of the peers that are here
+  std::vector<int> ranks_;                             // theirs
   std::vector<std::optional<std::int64_t>> begun_by_;  // rank 0's
 
   std::atomic<bool> quit_ = false, stop_wanted_ = false;

@@ -23,7 +23,10 @@
 
 #include <array>
 #include <cstring>
+#include <exception>
 #include <mutex>
+#include <source_location>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -66,9 +69,11 @@ class NcclLinks final : public PeerLinks, public Watched {
     group_.watch(this);
   }
 
-  // Streams that used the links are idle or gone.
+  // Streams that used the links are idle or gone. Communicators are taken leave of by both ends; not where
+  // the other one may not come to it.
   ~NcclLinks() override {
     group_.watch(nullptr);
+    if (group_.failed() || std::uncaught_exceptions() > exceptions_) abandon();
     for (ncclComm_t& comm : comms_) {
       if (comm != nullptr) static_cast<void>(ncclCommDestroy(comm));
     }
@@ -78,13 +83,12 @@ class NcclLinks final : public PeerLinks, public Watched {
 
   void send(Link link, Stream& stream, const float* values, std::size_t elements) override {
     const std::lock_guard lock(mutex_);
-    check(ncclSend(values, elements, ncclFloat, kReceiver, comm_of(link), native(stream)),
-          "ncclSend, " + describe(link));
+    require(ncclSend(values, elements, ncclFloat, kReceiver, comm_of(link), native(stream)), "ncclSend",
+            link);
   }
   void receive(Link link, Stream& stream, float* values, std::size_t elements) override {
     const std::lock_guard lock(mutex_);
-    check(ncclRecv(values, elements, ncclFloat, kSender, comm_of(link), native(stream)),
-          "ncclRecv, " + describe(link));
+    require(ncclRecv(values, elements, ncclFloat, kSender, comm_of(link), native(stream)), "ncclRecv", link);
   }
 
   void throw_if_failed() override { group_.throw_if_failed(); }
@@ -129,6 +133,12 @@ class NcclLinks final : public PeerLinks, public Watched {
     }
   }
 
+  // Names the link only after a failure: a send or receive allocates nothing.
+  void require(ncclResult_t status, const char* call, Link link,
+               std::source_location where = std::source_location::current()) const {
+    if (status != ncclSuccess) check(status, std::string(call) + ", " + describe(link), where);
+  }
+
   ncclComm_t comm_of(Link link) const {
     const ncclComm_t comm = comms_[static_cast<std::size_t>(link)];
     if (comm == nullptr) {
@@ -167,8 +177,8 @@ class NcclLinks final : public PeerLinks, public Watched {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 1;  // otherwise NCCL starts a thread for each message
     config.maxCTAs = kBlocks;
-    check(ncclCommInitRankConfig(&comms_[static_cast<std::size_t>(link)], 2, id, rank, &config),
-          "ncclCommInitRankConfig, " + describe(link));
+    require(ncclCommInitRankConfig(&comms_[static_cast<std::size_t>(link)], 2, id, rank, &config),
+            "ncclCommInitRankConfig", link);
   }
 
   void first_messages(Device device) {
@@ -187,6 +197,7 @@ class NcclLinks final : public PeerLinks, public Watched {
   }
 
   ProcessGroup& group_;
+  const int exceptions_ = std::uncaught_exceptions();
   std::mutex mutex_;  // an abort comes from the watcher
   std::array<ncclComm_t, kLinks> comms_{};
 };
