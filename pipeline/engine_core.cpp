@@ -85,6 +85,9 @@ void EngineCore::divide_stages(int depth) {
   end_here = depth;
   if (config.processes == nullptr) return;
   const int processes = config.processes->size();
+  if (config.device.backend != Backend::kCuda) {
+    throw std::invalid_argument("stages in several processes need CUDA devices");
+  }
   if (depth % processes != 0 || config.devices != 1) {
     throw std::invalid_argument(std::to_string(depth) + " stages cannot be divided over " +
                                 std::to_string(processes) + " processes of one device each");

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -93,6 +94,9 @@ class PassRunner {
 
   StageLane& lane(int k) { return *core_.lanes[static_cast<std::size_t>(k)]; }
   Stage& stage(int k) { return core_.stages[static_cast<std::size_t>(k)]; }
+  static Edge& edge_from(const std::vector<std::unique_ptr<Edge>>& edges, int k) {
+    return *edges[static_cast<std::size_t>(k)];
+  }
   bool last(int k) const { return k + 1 == core_.depth(); }
   std::int64_t ring(std::int64_t microbatch) const { return microbatch % core_.label_ring; }
 
@@ -129,13 +133,13 @@ class PassRunner {
       case Op::kStashWeights:
         return issue_weights(k, instruction);
       case Op::kSendActivation:
-        return core_.activation_edges[static_cast<std::size_t>(k)]->send(instruction, recorder_);
+        return edge_from(core_.activation_edges, k).send(instruction, recorder_);
       case Op::kReceiveActivation:
-        return core_.activation_edges[static_cast<std::size_t>(k - 1)]->receive(instruction, recorder_);
+        return edge_from(core_.activation_edges, k - 1).receive(instruction, recorder_);
       case Op::kSendGradient:
-        return core_.gradient_edges[static_cast<std::size_t>(k)]->send(instruction, recorder_);
+        return edge_from(core_.gradient_edges, k).send(instruction, recorder_);
       case Op::kReceiveGradient:
-        return core_.gradient_edges[static_cast<std::size_t>(k + 1)]->receive(instruction, recorder_);
+        return edge_from(core_.gradient_edges, k + 1).receive(instruction, recorder_);
     }
   }
 
