@@ -25,13 +25,15 @@ PassResult Engine::train(BatchSource& source, const TrainPass& pass) {
   impl_->allocate();
   impl_->use_schedule(pass.minibatches);
   impl_->use_rates(pass);
-  const PassResult result = run_pass(*impl_, source, impl_->schedule, Mode::kTraining, pass);
+  PassResult result = run_pass(*impl_, source, impl_->schedule, Mode::kTraining, pass);
   for (std::size_t k = 0; k < impl_->stages.size(); ++k) {
+    if (!impl_->lanes[k]) continue;
     Optimizer* optimizer = impl_->stages[k].optimizer();
     Stream& stream = impl_->lanes[k]->streams[kCompute];
     if (optimizer) optimizer->copy_status(stream, &impl_->status[k]);
     stream.synchronize();
   }
+  if (impl_->share_results()) result.stopped = true;
   return result;
 }
 
@@ -50,6 +52,7 @@ PassResult Engine::evaluate(BatchSource& source, std::int64_t minibatches) {
 }
 
 const std::vector<ModelTensor>& Engine::tensors() const { return impl_->tensors; }
+bool Engine::here(int stage) const { return impl_->here(stage); }
 
 namespace {
 
@@ -59,8 +62,10 @@ struct Place {
   Device device;
 };
 
-Place find(std::vector<Stage>& stages, const std::string& name) {
-  for (Stage& stage : stages) {
+Place find(EngineCore& core, const std::string& name) {
+  for (int k = 0; k < core.depth(); ++k) {
+    if (!core.here(k)) continue;
+    const Stage& stage = core.stages[static_cast<std::size_t>(k)];
     for (const PlacedTensor& placed : stage.parameters()) {
       if (placed.tensor.name == name) return {&placed, stage.weights() + placed.offset, stage.device()};
     }
@@ -68,7 +73,7 @@ Place find(std::vector<Stage>& stages, const std::string& name) {
       if (placed.tensor.name == name) return {&placed, stage.state_values() + placed.offset, stage.device()};
     }
   }
-  throw std::invalid_argument("the model has no tensor named '" + name + "'");
+  throw std::invalid_argument("no stage in this process has a tensor named '" + name + "'");
 }
 
 // Visits a convolution's weight in PyTorch's order [out,in,kh,kw]: visit(index there, index in
@@ -89,7 +94,7 @@ void visit_channels_last(const Shape& shape, const Visit& visit) {
 
 std::vector<float> Engine::read_tensor(const std::string& name) const {
   impl_->allocate();
-  const Place place = find(impl_->stages, name);
+  const Place place = find(*impl_, name);
   const Shape& shape = place.placed->tensor.shape;
   std::vector<float> stored(static_cast<std::size_t>(shape.elements()));
   copy_to_host(stored.data(), place.data, stored.size() * sizeof(float), place.device);
@@ -101,7 +106,7 @@ std::vector<float> Engine::read_tensor(const std::string& name) const {
 
 void Engine::write_tensor(const std::string& name, std::span<const float> values) {
   impl_->allocate();
-  const Place place = find(impl_->stages, name);
+  const Place place = find(*impl_, name);
   const Shape& shape = place.placed->tensor.shape;
   if (static_cast<std::int64_t>(values.size()) != shape.elements()) {
     throw std::invalid_argument("tensor '" + name + "' of shape " + shape.to_string() + " needs " +

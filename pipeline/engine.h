@@ -18,6 +18,8 @@
 
 namespace pipeoptim {
 
+class ProcessGroup;
+
 // One mini-batch in host memory (pinned for CUDA): inputs of `input` shape, one label a record, padding
 // records have label -1.
 struct Batch {
@@ -86,10 +88,13 @@ struct StepResult {
   std::int64_t correct = 0;
 };
 
+// Loss, records and correct are known where the last stage is; elsewhere they are 0.
 struct PassResult {
   double loss = 0;  // mean over the records
   std::int64_t records = 0;
   std::int64_t correct = 0;
+  std::int64_t minibatches = 0;  // fewer than asked for where the pass was stopped
+  bool stopped = false;          // somebody asked to end here, the same on all processes
   double seconds = 0;
 };
 
@@ -109,6 +114,9 @@ struct TraceSpan {
 struct EngineConfig {
   Device device = {};
   int devices = 1;  // CUDA: workers are divided, in order, over this many devices from `device` on
+  // Several processes, over which the stages are divided evenly and in order; each has one device, and every
+  // worker one stage. All make the same engine and the same calls. Outlives the engine.
+  ProcessGroup* processes = nullptr;
   int threads = 1;  // of the whole process, divided over the workers (at least one each)
   std::string method = "pipeoptim";
   HorizonPolicy horizon = HorizonPolicy::kExact;
@@ -129,9 +137,9 @@ struct TrainPass {
   std::int64_t minibatches = 0;
   std::function<float(std::int64_t)> learning_rate = {};  // of a global step
   std::int64_t anneal_steps = 0;  // method "pipemare": steps of the lower rates, see methods.h
-  std::function<bool(const StepResult&)>
-      on_step;  // in order, from the calling thread; false: end after what is in flight
-  std::function<void(const VersionRecord&)> on_version = {};  // after the pass, in stage order
+  std::function<bool(const StepResult&)> on_step;  // where the last stage is; in order, from the calling
+                                                   // thread; false: end after what is in flight
+  std::function<void(const VersionRecord&)> on_version = {};  // after the pass, in order of the stages here
 };
 
 class Engine {
@@ -145,8 +153,9 @@ class Engine {
   PassResult train(BatchSource& source, const TrainPass& pass);
   PassResult evaluate(BatchSource& source, std::int64_t minibatches);
 
-  const std::vector<ModelTensor>& tensors() const;
-  // Values in PyTorch's order, blocking; shape and size are checked.
+  const std::vector<ModelTensor>& tensors() const;  // of all stages
+  bool here(int stage) const;                       // whether the stage is in this process
+  // Values in PyTorch's order, blocking, of a stage that is here; shape and size are checked.
   std::vector<float> read_tensor(const std::string& name) const;
   void write_tensor(const std::string& name, std::span<const float> values);
 

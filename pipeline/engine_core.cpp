@@ -1,11 +1,14 @@
 #include "pipeline/engine_core.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "pipeline/edge.h"
 #include "pipeline/methods.h"
+#include "pipeline/processes/peer_links.h"
 
 namespace pipeoptim {
 
@@ -59,6 +62,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     throw std::invalid_argument(std::to_string(workers) + " workers cannot be divided over " +
                                 std::to_string(config.devices) + " devices");
   }
+  divide_stages(depth);
   for (int i = 0; i < config.devices; ++i) {
     require_usable({config.device.backend, config.device.ordinal + i});
   }
@@ -116,48 +120,92 @@ int EngineCore::threads_of(int worker) const {
   return std::max(1, config.threads / workers + (worker < config.threads % workers ? 1 : 0));
 }
 
+EngineCore::~EngineCore() = default;
+
+void EngineCore::divide_stages(int depth) {
+  end_here = depth;
+  if (config.processes == nullptr) return;
+  const int processes = config.processes->size();
+  if (config.device.backend != Backend::kCuda) {
+    throw std::invalid_argument("stages in several processes need CUDA devices");
+  }
+  if (depth % processes != 0 || config.devices != 1) {
+    throw std::invalid_argument(std::to_string(depth) + " stages cannot be divided over " +
+                                std::to_string(processes) + " processes of one device each");
+  }
+  if (workers != depth) {
+    throw std::invalid_argument(config.method + " with several stages on a worker runs in one process only");
+  }
+  const int stages_each = depth / processes;
+  first_here = config.processes->rank() * stages_each;
+  end_here = first_here + stages_each;
+}
+
 void EngineCore::allocate() {
   if (allocated) return;
-  const Device first = device_of(0);
-  const Device last = device_of(depth() - 1);
+  lanes.resize(stages.size());
   std::vector<std::shared_ptr<Stream>> compute(static_cast<std::size_t>(workers));
-  for (int k = 0; k < depth(); ++k) {
-    const auto index = static_cast<std::size_t>(k);
+  for (int k = first_here; k < end_here; ++k) {
     const int worker = schedule.worker_of(k);
     std::shared_ptr<Stream>& stream = compute[static_cast<std::size_t>(worker)];
     if (!stream) {
-      stream = std::make_shared<Stream>(device_of(k), StreamOptions{threads_of(worker), config.execution,
-                                                                    "worker" + std::to_string(worker)});
+      const std::string name = "worker" + std::to_string(worker);
+      stream =
+          std::make_shared<Stream>(device_of(k), StreamOptions{threads_of(worker), config.execution, name});
     }
-    const Device previous = device_of(std::max(k - 1, 0));
-    const Device next = device_of(std::min(k + 1, depth() - 1));
-    for (const Device neighbour : {previous, next}) enable_peer_access(device_of(k), neighbour);
-    stages[index].allocate();
-    lanes.push_back(std::make_unique<StageLane>(LaneOptions{.device = device_of(k),
-                                                            .previous = previous,
-                                                            .next = next,
-                                                            .index = k,
-                                                            .slots = schedule.slots[index],
-                                                            .compute = stream,
-                                                            .execution = config.execution,
-                                                            .times_copies = config.trace}));
-    lanes.back()->predictions.resize(static_cast<std::size_t>(schedule.predicted_slots[index]));
-    lanes.back()->stashed_version.resize(static_cast<std::size_t>(schedule.version_slots[index]));
+    allocate_lane(k, stream);
   }
   label_ring = schedule.slots[0] + depth() + 2;
-  enable_peer_access(first, last);  // whose labels come with the inputs of the first stage
+  if (last_is_here()) allocate_loss();
+  status.resize(stages.size());
+  timing.resize(static_cast<std::size_t>(workers));
+  connect();
+  allocated = true;
+}
+
+void EngineCore::allocate_lane(int k, std::shared_ptr<Stream> compute) {
+  const auto index = static_cast<std::size_t>(k);
+  const Device previous = device_of(std::max(k - 1, 0));
+  const Device next = device_of(std::min(k + 1, depth() - 1));
+  for (const Device neighbour : {previous, next}) enable_peer_access(device_of(k), neighbour);
+  stages[index].allocate();
+  lanes[index] = std::make_unique<StageLane>(LaneOptions{.device = device_of(k),
+                                                         .previous = previous,
+                                                         .next = next,
+                                                         .index = k,
+                                                         .slots = schedule.slots[index],
+                                                         .compute = std::move(compute),
+                                                         .execution = config.execution,
+                                                         .times_copies = config.trace});
+  lanes[index]->predictions.resize(static_cast<std::size_t>(schedule.predicted_slots[index]));
+  lanes[index]->stashed_version.resize(static_cast<std::size_t>(schedule.version_slots[index]));
+}
+
+// The labels come with the inputs of the first stage where that is here, else on a stream of the last one.
+void EngineCore::allocate_loss() {
+  const Device last = device_of(depth() - 1);
+  const Device loading = here(0) ? device_of(0) : last;
+  enable_peer_access(loading, last);
   labels = Buffer<std::int32_t>(last, static_cast<std::size_t>(label_ring * microbatch_records));
   for (std::int64_t i = 0; i < label_ring; ++i) {
-    label_ready.emplace_back(first);
+    label_ready.emplace_back(loading);
     label_free.emplace_back(last);
   }
   for (std::int64_t i = 0; i < kResultRing; ++i) result_ready.emplace_back(last);
   loss_sums = Buffer<double>(last, kResultRing, MemoryKind::kPinned);
   correct = Buffer<std::int32_t>(last, kResultRing, MemoryKind::kPinned);
   loss_workspace = Memory(last, loss->workspace_bytes(stages.back().output_shape()));
-  status.resize(stages.size());
-  timing.resize(static_cast<std::size_t>(workers));
-  allocated = true;
+}
+
+void EngineCore::connect() {
+  if (config.processes != nullptr) links = make_nccl_links(*config.processes, config.device);
+  activation_edges.resize(stages.size());
+  gradient_edges.resize(stages.size());
+  for (int k = 0; k + 1 < depth(); ++k) {
+    const auto index = static_cast<std::size_t>(k);
+    activation_edges[index] = make_edge(*this, Payload::kActivation, k, k + 1);
+    gradient_edges[index + 1] = make_edge(*this, Payload::kGradient, k + 1, k);
+  }
 }
 
 void EngineCore::use_schedule(std::int64_t minibatches) {
@@ -182,21 +230,80 @@ void EngineCore::use_rates(const TrainPass& pass) {
   }
 }
 
-void EngineCore::drain() noexcept {
+void EngineCore::synchronize() {
   for (auto& lane : lanes) {
-    for (const auto& stream : lane->streams.all) {
-      try {
-        stream->synchronize();
-      } catch (...) {  // NOLINT(bugprone-empty-catch): the first error is already on its way to the caller
-      }
+    if (!lane) continue;
+    for (const auto& stream : lane->streams.all) stream->synchronize();
+  }
+  for (auto* edges : {&activation_edges, &gradient_edges}) {
+    for (auto& edge : *edges) {
+      if (edge) edge->synchronize();
+    }
+  }
+  if (links) links->throw_if_failed();
+}
+
+void EngineCore::drain() noexcept {
+  const auto quietly = [](auto&& wait) {
+    try {
+      wait();
+    } catch (...) {  // NOLINT(bugprone-empty-catch): the first error is already on its way to the caller
+    }
+  };
+  for (auto& lane : lanes) {
+    if (!lane) continue;
+    for (const auto& stream : lane->streams.all) quietly([&] { stream->synchronize(); });
+  }
+  for (auto* edges : {&activation_edges, &gradient_edges}) {
+    for (auto& edge : *edges) {
+      if (edge) quietly([&] { edge->synchronize(); });
     }
   }
 }
 
 void EngineCore::throw_if_failed() {
+  if (links) links->throw_if_failed();
   for (auto& lane : lanes) {
+    if (!lane) continue;
     for (const auto& stream : lane->streams.all) stream->throw_if_failed();
   }
+  for (auto* edges : {&activation_edges, &gradient_edges}) {
+    for (auto& edge : *edges) {
+      if (edge) edge->throw_if_failed();
+    }
+  }
+}
+
+void EngineCore::abandon(const char* reason) noexcept {
+  if (!links) return;
+  config.processes->fail(reason);
+  links->abandon();
+}
+
+bool EngineCore::share_results() {
+  if (config.processes == nullptr) return false;
+  struct Result {
+    OptimizerStatus status;
+    StageTiming timing;
+    bool stopping = false;
+  };
+  std::vector<Result> mine;
+  for (int k = first_here; k < end_here; ++k) {
+    const auto index = static_cast<std::size_t>(k);
+    mine.push_back({status[index], timing[index], config.processes->stopping()});
+  }
+  bool stopping = false;
+  std::size_t k = 0;
+  for (const auto& bytes : config.processes->all_gather(std::as_bytes(std::span(mine)))) {
+    for (std::size_t at = 0; at + sizeof(Result) <= bytes.size(); at += sizeof(Result), ++k) {
+      Result result;
+      std::memcpy(&result, bytes.data() + at, sizeof(Result));
+      status.at(k) = result.status;
+      timing.at(k) = result.timing;
+      stopping = stopping || result.stopping;
+    }
+  }
+  return stopping;
 }
 
 }  // namespace pipeoptim

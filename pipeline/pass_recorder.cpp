@@ -7,7 +7,8 @@
 namespace pipeoptim {
 PassRecorder::PassRecorder(EngineCore& core, const Schedule& schedule, const TrainPass& pass)
     : core_(core), pass_(pass), first_microbatch_(pass.first_step * schedule.microbatches_per_update) {
-  for (int k = 0; k < core_.depth(); ++k) start(k, schedule.stages[static_cast<std::size_t>(k)].size());
+  for (int k = core_.first_here; k < core_.end_here; ++k)
+    start(k, schedule.stages[static_cast<std::size_t>(k)].size());
 }
 
 void PassRecorder::start(int k, std::size_t instructions) {
@@ -106,18 +107,18 @@ void PassRecorder::take_span(int k, std::size_t stream) {
 
 void PassRecorder::finish(Mode mode) {
   double first_us = 0, last_us = 0;  // over all stages
-  for (int k = 0; k < core_.depth(); ++k) {
+  for (int k = core_.first_here; k < core_.end_here; ++k) {
     StageLane& here = lane(k);
     for (std::size_t stream = 0; stream < here.spans.size(); ++stream) {
       while (here.spans[stream].taken < here.spans[stream].issued) take_span(k, stream);
     }
-    first_us = k == 0 ? here.first_us : std::min(first_us, here.first_us);
+    first_us = k == core_.first_here ? here.first_us : std::min(first_us, here.first_us);
     last_us = std::max(last_us, here.last_us);
     for (const VersionRecord& record : here.versions) pass_.on_version(record);
   }
   if (mode != Mode::kTraining) return;
   std::fill(core_.timing.begin(), core_.timing.end(), StageTiming{0, (last_us - first_us) * 1e-6});
-  for (int k = 0; k < core_.depth(); ++k) {
+  for (int k = core_.first_here; k < core_.end_here; ++k) {
     const auto worker = static_cast<std::size_t>(core_.schedule.worker_of(k));
     core_.timing[worker].busy_seconds += lane(k).busy_us * 1e-6;
   }

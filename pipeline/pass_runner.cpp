@@ -2,12 +2,15 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "kernels/runtime/error.h"
+#include "kernels/runtime/range.h"
+#include "pipeline/edge.h"
 #include "pipeline/engine_core.h"
 #include "pipeline/pass_recorder.h"
 
@@ -31,28 +34,6 @@ std::vector<IssueStep> microbatch_order(const Schedule& schedule) {
   return steps;
 }
 
-// What the sends of one stage leave for its neighbour's receives, in order.
-class Transfers {
- public:
-  void reserve(std::int32_t microbatches) { sent_.reserve(static_cast<std::size_t>(microbatches)); }
-  void send(const Instruction& instruction) { sent_.push_back({instruction.microbatch, instruction.slot}); }
-  // The sender's slot; a mismatch means that the schedule and its validation disagree.
-  std::int32_t receive(const Instruction& instruction, int stage) {
-    if (received_ == sent_.size() || sent_[received_].microbatch != instruction.microbatch) {
-      throw std::logic_error("stage " + std::to_string(stage) + ": " + to_string(instruction) +
-                             " has no matching send");
-    }
-    return sent_[received_++].slot;
-  }
-
- private:
-  struct Sent {
-    std::int32_t microbatch, slot;
-  };
-  std::vector<Sent> sent_;
-  std::size_t received_ = 0;
-};
-
 // Interprets one pass. Lives as long as the pass; everything is stream-ordered, the steady state allocates
 // nothing.
 class PassRunner {
@@ -66,10 +47,10 @@ class PassRunner {
         pass_(pass),
         recorder_(core, schedule, pass),
         steps_(mode == Mode::kTraining ? issue_order(schedule) : microbatch_order(schedule)) {
-    activations_.resize(core.stages.size());
-    gradients_.resize(core.stages.size());
-    for (auto* queues : {&activations_, &gradients_}) {
-      for (Transfers& queue : *queues) queue.reserve(schedule.microbatches);
+    for (auto* edges : {&core.activation_edges, &core.gradient_edges}) {
+      for (auto& edge : *edges) {
+        if (edge) edge->begin_pass(schedule.microbatches);
+      }
     }
     batch_parts_left_ = std::vector<std::atomic<int>>(
         static_cast<std::size_t>(schedule.microbatches / schedule.microbatches_per_update));
@@ -83,19 +64,22 @@ class PassRunner {
       for (const IssueStep& step : steps_) {
         const auto& program = schedule_.stages[static_cast<std::size_t>(step.stage)];
         const Instruction& instruction = program[static_cast<std::size_t>(step.index)];
-        if (instruction.minibatch >= minibatch_limit_) continue;
+        if (!core_.here(step.stage) || !admits(step.stage, instruction)) continue;
         issue(step.stage, instruction);
         if (instruction.op == Op::kForward || instruction.op == Op::kBackward) core_.throw_if_failed();
         take_results(false);
       }
-      for (auto& lane : core_.lanes) {
-        for (const auto& stream : lane->streams.all) stream->synchronize();
-      }
+      core_.synchronize();
       take_results(true);
+    } catch (const std::exception& error) {
+      give_up(error.what());
+      throw;
     } catch (...) {
-      core_.drain();
+      give_up("an unknown error");
       throw;
     }
+    result_.minibatches = minibatch_limit_;
+    result_.stopped = minibatch_limit_ < schedule_.microbatches / schedule_.microbatches_per_update;
     result_.seconds = std::chrono::duration<double>(PassClock::now() - begin).count();
     if (result_.records > 0) result_.loss = loss_total_ / static_cast<double>(result_.records);
     recorder_.finish(mode_);
@@ -103,12 +87,37 @@ class PassRunner {
   }
 
  private:
+  void give_up(const char* reason) noexcept {
+    core_.abandon(reason);
+    core_.drain();
+  }
+
   StageLane& lane(int k) { return *core_.lanes[static_cast<std::size_t>(k)]; }
   Stage& stage(int k) { return core_.stages[static_cast<std::size_t>(k)]; }
+  static Edge& edge_from(const std::vector<std::unique_ptr<Edge>>& edges, int k) {
+    return *edges[static_cast<std::size_t>(k)];
+  }
   bool last(int k) const { return k + 1 == core_.depth(); }
   std::int64_t ring(std::int64_t microbatch) const { return microbatch % core_.label_ring; }
 
+  // Mini-batches from the limit on are left out. This process begins one with the first instruction that
+  // reaches beyond it, which is where several processes agree on their limit.
+  bool admits(int k, const Instruction& instruction) {
+    if (instruction.minibatch >= minibatch_limit_) return false;
+    const bool begins = instruction.op == Op::kForward || instruction.op == Op::kReceiveActivation;
+    if (!begins || k != core_.first_here || instruction.minibatch < issued_minibatches_) return true;
+    ProcessGroup* processes = core_.config.processes;
+    if (processes != nullptr && mode_ == Mode::kTraining &&
+        !processes->admit(pass_.first_step + instruction.minibatch, [this] { core_.throw_if_failed(); })) {
+      minibatch_limit_ = instruction.minibatch;
+      return false;
+    }
+    issued_minibatches_ = instruction.minibatch + 1;
+    return true;
+  }
+
   void issue(int k, const Instruction& instruction) {
+    const ProfilerRange range(short_name(instruction.op), k, recorder_.global_microbatch(instruction));
     switch (instruction.op) {
       case Op::kForward:
         return issue_forward(k, instruction);
@@ -124,73 +133,49 @@ class PassRunner {
       case Op::kStashWeights:
         return issue_weights(k, instruction);
       case Op::kSendActivation:
-        return activations_[static_cast<std::size_t>(k)].send(instruction);
+        return edge_from(core_.activation_edges, k).send(instruction, recorder_);
       case Op::kReceiveActivation:
-        return receive_activation(k, instruction);
+        return edge_from(core_.activation_edges, k - 1).receive(instruction, recorder_);
       case Op::kSendGradient:
-        return gradients_[static_cast<std::size_t>(k)].send(instruction);
+        return edge_from(core_.gradient_edges, k).send(instruction, recorder_);
       case Op::kReceiveGradient:
-        return receive_gradient(k, instruction);
+        return edge_from(core_.gradient_edges, k + 1).receive(instruction, recorder_);
     }
   }
 
-  void receive_activation(int k, const Instruction& instruction) {
-    const auto from =
-        static_cast<std::size_t>(activations_[static_cast<std::size_t>(k - 1)].receive(instruction, k));
-    StageLane& here = lane(k);
-    StageLane& there = lane(k - 1);
-    Stream& stream = here.streams[kActivations];
-    stream.wait(there.output_ready[from]);
-    stream.wait(here.slot_free[instruction.slot]);
-    copy_to_slot(k, kActivations, instruction, stage(k).input(instruction.slot),
-                 stage(k - 1).output(static_cast<int>(from)));
-    stream.record(here.input_ready[instruction.slot]);
-    stream.record(there.output_consumed[from]);
-  }
-
-  void receive_gradient(int k, const Instruction& instruction) {
-    const auto from =
-        static_cast<std::size_t>(gradients_[static_cast<std::size_t>(k + 1)].receive(instruction, k));
-    StageLane& here = lane(k);
-    StageLane& there = lane(k + 1);
-    Stream& stream = here.streams[kGradients];
-    stream.wait(there.input_gradient_ready[from]);
-    stream.wait(here.slot_free[instruction.slot]);
-    copy_to_slot(k, kGradients, instruction, stage(k).output_gradient(instruction.slot),
-                 stage(k + 1).input_gradient(static_cast<int>(from)));
-    stream.record(here.gradient_ready[instruction.slot]);
-    stream.record(there.input_gradient_consumed[from]);
-  }
-
-  void copy_to_slot(int k, StreamId stream, const Instruction& instruction, float* to, const float* from) {
-    const Shape& shape = stream == kActivations ? stage(k).input_shape() : stage(k).output_shape();
-    recorder_.begin_span(k, stream, instruction);
-    lane(k).streams[stream].copy(to, from, static_cast<std::size_t>(shape.elements()) * sizeof(float));
-    recorder_.end_span(k, stream);
-  }
-
-  // The input and the labels of a micro-batch, from the source's memory to the first and the last stage.
-  void load(const Instruction& instruction) {
-    const int micro = schedule_.microbatches_per_update;
-    const int part = instruction.microbatch % micro;
+  // The input and the labels of a micro-batch, from the source's memory to the first and the last stage; in
+  // one go where both are here.
+  void load(int k, const Instruction& instruction) {
+    const int part = instruction.microbatch % schedule_.microbatches_per_update;
     if (part == 0) batch_ = source_.acquire(instruction.minibatch);
+    if (k == 0) load_inputs(instruction, part);
+    if (core_.last_is_here()) load_labels(k, instruction, part);
+    std::atomic<int>* left = &batch_parts_left_[static_cast<std::size_t>(instruction.minibatch)];
+    BatchSource* source = &source_;
+    lane(k).streams[kActivations].submit([left, source, t = instruction.minibatch] {
+      if (left->fetch_sub(1) == 1) source->release(t);
+    });
+  }
+
+  void load_inputs(const Instruction& instruction, int part) {
     StageLane& here = lane(0);
     Stream& stream = here.streams[kActivations];
+    stream.wait(here.slot_free[instruction.slot]);
+    recorder_.begin_span(0, kActivations, instruction);
+    stream.copy(stage(0).input(instruction.slot), batch_.inputs + part * core_.input.elements(),
+                static_cast<std::size_t>(core_.input.elements()) * sizeof(float));
+    recorder_.end_span(0, kActivations);
+    stream.record(here.input_ready[instruction.slot]);
+  }
+
+  void load_labels(int k, const Instruction& instruction, int part) {
+    Stream& stream = lane(k).streams[kActivations];
     const std::int64_t entry = ring(instruction.microbatch);
     const std::int64_t records = core_.microbatch_records;
-    stream.wait(here.slot_free[instruction.slot]);
-    copy_to_slot(0, kActivations, instruction, stage(0).input(instruction.slot),
-                 batch_.inputs + part * core_.input.elements());
-    stream.record(here.input_ready[instruction.slot]);
     stream.wait(core_.label_free[entry]);
     stream.copy(core_.labels.data() + entry * records, batch_.labels + part * records,
                 static_cast<std::size_t>(records) * sizeof(std::int32_t));
     stream.record(core_.label_ready[entry]);
-    std::atomic<int>* left = &batch_parts_left_[static_cast<std::size_t>(instruction.minibatch)];
-    BatchSource* source = &source_;
-    stream.submit([left, source, t = instruction.minibatch] {
-      if (left->fetch_sub(1) == 1) source->release(t);
-    });
   }
 
   Stage::Pass stage_pass(int k, const Instruction& instruction) const {
@@ -211,10 +196,7 @@ class PassRunner {
     StageLane& here = lane(k);
     Stream& stream = here.streams[kCompute];
     const int slot = instruction.slot;
-    if (k == 0) {
-      load(instruction);
-      issued_minibatches_ = instruction.minibatch + 1;
-    }
+    if (k == 0 || (last(k) && !core_.here(0))) load(k, instruction);
     stream.wait(here.input_ready[slot]);
     stream.wait(here.output_consumed[slot]);
     recorder_.begin_span(k, kCompute, instruction);
@@ -334,9 +316,13 @@ class PassRunner {
           "step " + std::to_string(step.step) + ": the loss is " + std::to_string(step.loss) +
           "; training stops before it spoils more (a lower --lr, --clip-norm or warm-up may help)");
     }
-    if (pass_.on_step && !pass_.on_step(step) && minibatch_limit_ > issued_minibatches_) {
-      minibatch_limit_ = issued_minibatches_;
-    }
+    if (pass_.on_step && !pass_.on_step(step)) stop();
+  }
+
+  // After what is in flight; several processes first agree on what that is.
+  void stop() {
+    if (core_.config.processes != nullptr) return core_.config.processes->request_stop();
+    minibatch_limit_ = std::min(minibatch_limit_, issued_minibatches_);
   }
 
   EngineCore& core_;
@@ -346,7 +332,6 @@ class PassRunner {
   const TrainPass& pass_;
   PassRecorder recorder_;
   std::vector<IssueStep> steps_;
-  std::vector<Transfers> activations_, gradients_;  // by sending stage
   std::vector<std::atomic<int>> batch_parts_left_;
   Batch batch_;
   std::int64_t minibatch_limit_ = 0;

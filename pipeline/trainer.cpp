@@ -44,14 +44,14 @@ class Run {
     pass.learning_rate = config_.learning_rate;
     pass.anneal_steps = config_.anneal_steps;
     pass.on_version = callbacks_.on_version;
-    std::int64_t trained = 0;
     pass.on_step = [&](const StepResult& step) {
-      ++trained;
       if (callbacks_.on_step && !callbacks_.on_step(step)) result_.interrupted = true;
       return !result_.interrupted;
     };
     const PassResult train = engine_.train(data_.train(number, wanted), pass);
-    result_.steps += trained;
+    result_.steps += train.minibatches;
+    result_.interrupted = result_.interrupted || train.stopped;
+    if (train.minibatches == 0) return;  // stopped before it began
     describe(number + 1, train);
     if (due()) evaluate();
     if (!callbacks_.on_epoch || callbacks_.on_epoch(result_.last)) return;

@@ -18,6 +18,7 @@ std::shared_ptr<EventImpl> make_cuda_event(Device device, EventTiming timing);
 int cuda_device_count();
 std::string cuda_describe(int ordinal);
 bool cuda_enable_peer_access(int ordinal, int peer);
+void cuda_make_current(int ordinal);
 // Zero-filled; throw DeviceError with the size where there is no memory.
 void* cuda_allocate(Device device, std::size_t bytes, MemoryKind kind);
 void cuda_free(Device device, void* memory, MemoryKind kind) noexcept;

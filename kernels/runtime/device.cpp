@@ -44,6 +44,11 @@ bool enable_peer_access(Device device, Device peer) {
   return detail::cuda_enable_peer_access(device.ordinal, peer.ordinal);
 }
 
+void make_current(Device device) {
+  require_usable(device);
+  if (device.backend == Backend::kCuda) detail::cuda_make_current(device.ordinal);
+}
+
 void require_usable(const Device& device) {
   const int count = device_count(device.backend);
   if (device.ordinal >= 0 && device.ordinal < count) return;

@@ -37,6 +37,10 @@ void require_usable(const Device& device);
 // copies then still work, staged by the driver. May be called again.
 bool enable_peer_access(Device device, Device peer);
 
+// A process that uses one CUDA device calls this first, so that no context appears on another one. On the
+// host it does nothing.
+void make_current(Device device);
+
 // Cores that this process may run on (its affinity mask), at least 1.
 int usable_cores();
 

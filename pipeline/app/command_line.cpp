@@ -165,6 +165,18 @@ void CommandLine::add_pipeline(Subcommand& command) {
       "CUDA devices, over which the stages are divided in order (0: all, at most one a stage)");
 }
 
+void CommandLine::add_processes(Subcommand& command) {
+  command.app->option_defaults()->group("Processes");
+  const std::size_t first = command.bindings.size();
+  CLI::Option* rank = add(command, "rank", options_.rank, "Which of several processes this one is");
+  CLI::Option* size = add(command, "world-size", options_.world_size, "Their number");
+  add(command, "rendezvous", options_.rendezvous,
+      "Where they meet: tcp:HOST:PORT of rank 0, or file:PATH (default: MASTER_ADDR, MASTER_PORT)");
+  add(command, "rendezvous-timeout", options_.rendezvous_timeout, "Seconds to wait for each other");
+  for (CLI::Option* option : {rank, size}) option->default_str("as the launcher says");
+  for (std::size_t i = first; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;
+}
+
 void CommandLine::add_optimizer(Subcommand& command) {
   command.app->option_defaults()->group("Optimizer");
   OptimizerConfig& optimizer = options_.optimizer;
@@ -290,6 +302,7 @@ CommandLine::CommandLine() : app_("Asynchronous pipeline training with weight pr
     add_files(*command);
     add_display(*command);
   }
+  add_processes(train);
   train.app->add_flag("--dry-run", options_.dry_run, "Show the plan and end");
   Subcommand& compare = command_named("compare");
   add_model(compare);
@@ -307,6 +320,7 @@ CommandLine::CommandLine() : app_("Asynchronous pipeline training with weight pr
   add_model(eval);
   add_pipeline(eval);
   add_method(eval);
+  add_processes(eval);
   eval.app->option_defaults()->group("Files");
   add(eval, "init", options_.init, "Weights to evaluate (safetensors)");
   add_display(eval);

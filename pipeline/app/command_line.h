@@ -42,6 +42,7 @@ class CommandLine {
   void add_schedule(Subcommand& command);
   void add_method(Subcommand& command);
   void add_pipeline(Subcommand& command);
+  void add_processes(Subcommand& command);
   void add_optimizer(Subcommand& command);
   void add_length(Subcommand& command);
   void add_files(Subcommand& command);

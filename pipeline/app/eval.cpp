@@ -1,23 +1,27 @@
 // `pipeoptim eval`: loss and accuracy of saved weights on the test split.
 #include <fmt/format.h>
 
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
 #include "pipeline/app/app.h"
+#include "pipeline/app/processes.h"
 #include "pipeline/app/setup.h"
 
 namespace pipeoptim::app {
 
-ExitCode evaluate(const Options& options) {
-  if (options.init.empty()) throw std::invalid_argument("eval needs weights: --init FILE.safetensors");
-  const Device device = choose_device(options.device);
-  const auto engine = make_engine(options, data_shape(options), device);
+namespace {
+
+ExitCode evaluate(const Options& options, ProcessGroup* group) {
+  const Device device = group != nullptr ? own_device(options) : choose_device(options.device);
+  const auto engine = make_engine(options, data_shape(options), device, false, group);
   load_weights(*engine, options.init);
   Loader loader = make_test_loader(options, load_data(options, Split::kTest), device);
   LoaderSource source(loader);
   loader.start_epoch(0);
   const PassResult result = engine->evaluate(source, loader.minibatches());
+  if (!role_of(group).reports) return kSuccess;
   const auto records = loader.dataset().records();
   // The engine counts the records that fill up the last mini-batch.
   const double loss = result.loss * static_cast<double>(result.records) / static_cast<double>(records);
@@ -31,6 +35,19 @@ ExitCode evaluate(const Options& options) {
                result.seconds);
   }
   return kSuccess;
+}
+
+}  // namespace
+
+ExitCode evaluate(const Options& options) {
+  if (options.init.empty()) throw std::invalid_argument("eval needs weights: --init FILE.safetensors");
+  const std::unique_ptr<ProcessGroup> group = join_processes(options);
+  try {
+    return evaluate(options, group.get());
+  } catch (const std::exception& error) {
+    if (group) group->fail(error.what());
+    throw;
+  }
 }
 
 }  // namespace pipeoptim::app

@@ -1,14 +1,17 @@
 #include "pipeline/app/interrupt.h"
 
+#include <atomic>
 #include <csignal>
 #include <initializer_list>
 
 namespace pipeoptim::app {
 namespace {
 
-volatile std::sig_atomic_t interrupted = 0;
+// Asked for in other threads, too.
+std::atomic<bool> interrupted = false;
+static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
 
-void note(int) { interrupted = 1; }
+void note(int) { interrupted = true; }
 
 void handle(void (*handler)(int), int flags) {
   struct sigaction action {};
@@ -21,12 +24,12 @@ void handle(void (*handler)(int), int flags) {
 }  // namespace
 
 InterruptGuard::InterruptGuard() {
-  interrupted = 0;
+  interrupted = false;
   handle(note, static_cast<int>(SA_RESETHAND | SA_RESTART));
 }
 
 InterruptGuard::~InterruptGuard() { handle(SIG_DFL, 0); }
 
-bool InterruptGuard::asked() { return interrupted != 0; }
+bool InterruptGuard::asked() { return interrupted; }
 
 }  // namespace pipeoptim::app

@@ -88,6 +88,10 @@ void validate_optimizer(const Options& options) {
 void validate_sizes(const Options& options) {
   require(options.stages >= 1, "--stages", options.stages, "1 or more");
   require(options.devices >= 0, "--devices", options.devices, "0 or more");
+  require(options.rank >= Options::kNoRank, "--rank", options.rank, "0 or more");
+  require(options.world_size >= 0, "--world-size", options.world_size, "1 or more");
+  require(options.rendezvous_timeout >= 1, "--rendezvous-timeout", options.rendezvous_timeout,
+          "1 second or more");
   require(options.micro_batches >= 1, "--micro-batches", options.micro_batches, "1 or more");
   require(options.chunks >= 0, "--chunks", options.chunks, "1 or more (0: the method's default)");
   require(options.delay >= 0, "--delay", options.delay, "0 or more");

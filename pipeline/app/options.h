@@ -34,6 +34,12 @@ struct Options {
   std::string device = "auto";
   int devices = 0;  // CUDA devices; 0: all, at most one a stage
 
+  static constexpr int kNoRank = -1;
+  int rank = kNoRank;  // of several processes; without it, and with a size of 0: as the environment says
+  int world_size = 0;
+  std::string rendezvous;  // empty: as the environment says
+  int rendezvous_timeout = 60;
+
   OptimizerConfig optimizer;
   LrScheduleConfig lr;
   bool lr_given = false;

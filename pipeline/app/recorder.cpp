@@ -17,8 +17,8 @@ constexpr std::size_t kMostSpans = 500'000;  // a trace of about 50 MB
 
 }  // namespace
 
-Recorder::Recorder(const Options& options)
-    : options_(options), directory_(options.run_dir, options.overwrite) {
+Recorder::Recorder(const Options& options, const Role& role)
+    : options_(options), role_(role), directory_(options.run_dir, options.overwrite) {
   std::map<std::string, const char*> taken;
   for (const auto& [name, path] :
        {std::pair{"--log", &options.log}, std::pair{"--version-trace", &options.version_trace},
@@ -46,6 +46,7 @@ void Recorder::open(const std::string& resolved_config) {
     if (!options_.log.empty()) create(log_, options_.log);
     if (!options_.version_trace.empty()) create(versions_, options_.version_trace);
     if (!directory_.used()) return;
+    if (!role_.reports) return;
     directory_.create();
     created_.push_back(directory_.config());
     write_text(directory_.config(), resolved_config);
@@ -76,6 +77,7 @@ void Recorder::epoch(const EpochResult& epoch, Engine& engine) {
   }
   if (versions_) versions_->flush();
   if (traces()) take_trace(engine);
+  if (directory_.used()) save_weights(engine, directory_.weights(), role_.group);
   if (!board_) return;
   board_->scalar("loss/train", epoch.step, epoch.train_loss);
   board_->scalar("accuracy/train", epoch.step, epoch.train_accuracy);
@@ -84,7 +86,6 @@ void Recorder::epoch(const EpochResult& epoch, Engine& engine) {
   board_->scalar("learning_rate", epoch.step, static_cast<double>(epoch.learning_rate));
   board_->scalar("samples_per_second", epoch.step, epoch.samples_per_second);
   board_->flush();
-  save_weights(engine, directory_.weights());
 }
 
 void Recorder::take_trace(Engine& engine) {
@@ -98,14 +99,14 @@ std::vector<std::string> Recorder::finish(const Engine& engine) {
   std::vector<std::string> written;
   // The weights first: they are what cannot be had again.
   if (!options_.save.empty()) {
-    save_weights(engine, options_.save);
+    save_weights(engine, options_.save, role_.group);
     written.push_back("weights: " + options_.save);
   }
   if (traces()) {
     const std::string text = chrome_trace(spans_, static_cast<int>(engine.stage_info().size()));
     const std::string rest =
         spans_left_out_ == 0 ? std::string() : fmt::format(" (without the last {} events)", spans_left_out_);
-    if (directory_.used()) write_text(directory_.trace(), text);
+    if (directory_.used() && role_.reports) write_text(directory_.trace(), text);
     if (!options_.trace.empty()) {
       write_text(options_.trace, text);
       written.push_back("trace: " + options_.trace + rest);

@@ -10,6 +10,7 @@
 #include "models/tensorboard.h"
 #include "pipeline/app/options.h"
 #include "pipeline/app/output.h"
+#include "pipeline/app/processes.h"
 #include "pipeline/engine.h"
 #include "pipeline/trainer.h"
 
@@ -18,8 +19,8 @@ namespace pipeoptim::app {
 class Recorder {
  public:
   // Checks that all files can be written and creates none. Throws DataError, and std::invalid_argument where
-  // two outputs are one file.
-  explicit Recorder(const Options& options);
+  // two outputs are one file. Of several processes each makes its traces; see Role for the rest.
+  explicit Recorder(const Options& options, const Role& role = {});
 
   // Creates the files that grow; takes those away again when one of them cannot be made.
   void open(const std::string& resolved_config);
@@ -39,6 +40,7 @@ class Recorder {
   void take_trace(Engine& engine);
 
   const Options& options_;
+  const Role role_;
   RunDirectory directory_;
   std::vector<std::string> created_;
   std::optional<LineFile> log_, metrics_, versions_;

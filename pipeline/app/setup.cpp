@@ -89,8 +89,8 @@ int choose_device_count(const Options& options, Device device) {
   return options.devices;
 }
 
-std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device,
-                                    bool trace) {
+std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device, bool trace,
+                                    ProcessGroup* processes) {
   const Shape input{options.batch_size, shape.height, shape.width, shape.channels};
   ModelOptions model;
   model.image = {shape.height, shape.width, shape.channels};
@@ -102,7 +102,8 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   const Cuts cuts = choose_cuts(options, layers, input);
   EngineConfig config;
   config.device = device;
-  config.devices = choose_device_count(options, device);
+  config.processes = processes;
+  config.devices = processes != nullptr ? 1 : choose_device_count(options, device);
   config.threads = options.threads;
   config.method = options.method;
   config.horizon = horizon_policy(options.horizon);

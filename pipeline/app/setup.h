@@ -10,6 +10,7 @@
 #include "pipeline/app/loader_source.h"
 #include "pipeline/app/options.h"
 #include "pipeline/engine.h"
+#include "pipeline/processes/process_group.h"
 
 namespace pipeoptim::app {
 
@@ -29,8 +30,9 @@ Device choose_device(const std::string& name);
 // there are stages, DataError where it is more than there are devices.
 int choose_device_count(const Options& options, Device device);
 
+// With `processes`, their part of it: the tensors that are here.
 std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device,
-                                    bool trace = false);
+                                    bool trace = false, ProcessGroup* processes = nullptr);
 
 // One split, cut to --limit-train or --limit-test.
 std::shared_ptr<const Dataset> load_data(const Options& options, Split split);
@@ -39,10 +41,11 @@ Loader make_train_loader(const Options& options, std::shared_ptr<const Dataset> 
 // In the file's order, every record once.
 Loader make_test_loader(const Options& options, std::shared_ptr<const Dataset> data, Device device);
 
-// First values of every tensor, from the seed.
+// First values of every tensor that is here, from the seed.
 void initialise(Engine& engine, std::uint64_t seed);
 // Throws DataError, naming every tensor at fault, unless the file holds exactly the model's tensors.
 void load_weights(Engine& engine, const std::string& path);
-void save_weights(const Engine& engine, const std::string& path);
+// Several processes: a call of all, whose tensors rank 0 writes.
+void save_weights(const Engine& engine, const std::string& path, ProcessGroup* processes = nullptr);
 
 }  // namespace pipeoptim::app

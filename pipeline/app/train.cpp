@@ -2,14 +2,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <span>
+#include <sstream>
 #include <string>
 #include <utility>
 
 #include "kernels/runtime/device.h"
 #include "pipeline/app/app.h"
 #include "pipeline/app/interrupt.h"
+#include "pipeline/app/processes.h"
 #include "pipeline/app/progress.h"
 #include "pipeline/app/recorder.h"
 #include "pipeline/app/records.h"
@@ -20,19 +23,20 @@
 namespace pipeoptim::app {
 namespace {
 
-std::string processors(const Options& options, std::span<const StageInfo> stages) {
+std::string processors(const Options& options, std::span<const StageInfo> stages, const Role& role) {
+  if (role.group != nullptr) return fmt::format("cuda, {} processes", role.group->size());
   const Device first = stages.front().device, last = stages.back().device;
   if (first.backend == Backend::kHost) return fmt::format("cpu, {} threads", options.threads);
   return first == last ? to_string(first) : to_string(first) + " to " + to_string(last);
 }
 
-void print_header(const Options& options, const Engine& engine) {
+void print_header(const Options& options, const Engine& engine, const Role& role) {
   std::int64_t parameters = 0;
   const std::vector<StageInfo> stages = engine.stage_info();
   for (const StageInfo& stage : stages) parameters += stage.parameter_count;
   fmt::print("{} ({} parameters) on {}, {} stages, {}, {}, lr {:g} ({}), batches of {}, {}\n", options.model,
              parameters, options.data, stages.size(), options.method, rule_name(options), options.lr.base_lr,
-             options.lr.kind, options.batch_size, processors(options, stages));
+             options.lr.kind, options.batch_size, processors(options, stages, role));
   std::fflush(stdout);
 }
 
@@ -69,32 +73,35 @@ void print_end(const Options& options, const Engine& engine, const TrainingResul
 // A training run with everything that it writes. Members in the order in which they may fail.
 class Job {
  public:
-  explicit Job(CommandLine& line)
+  Job(CommandLine& line, ProcessGroup* group)
       : line_(line),
+        role_(role_of(group)),
         options_(line.options()),
-        device_(choose_device(options_.device)),
-        recorder_(options_),
-        engine_(make_engine(options_, data_shape(options_), device_, recorder_.traces())),
+        device_(group != nullptr ? own_device(options_) : choose_device(options_.device)),
+        recorder_(options_, role_),
+        engine_(make_engine(options_, data_shape(options_), device_, recorder_.traces(), group)),
         run_(options_, device_, load_run_data(options_), std::move(engine_)) {
     options_.device = device_.backend == Backend::kHost ? "cpu" : "cuda";
+    if (group != nullptr) require_same_settings(*group, settings());
   }
 
   ExitCode run() {
     recorder_.open(line_.resolved_config());
-    const bool silent = options_.quiet || options_.json;
-    if (!silent) print_header(options_, run_.engine());
+    const bool silent = options_.quiet || options_.json || !role_.reports;
+    if (!silent) print_header(options_, run_.engine(), role_);
     const InterruptGuard guard;
     TrainingResult result;
     {
       Progress progress(choose_display(silent), choose_color(options_.color), run_.steps(), run_.epochs());
       result = run_.train(callbacks(progress));
     }
-    print_end(options_, run_.engine(), result);
+    if (role_.reports) print_end(options_, run_.engine(), result);
     const std::vector<std::string> written = recorder_.finish(run_.engine());
     if (!silent) {
       for (const std::string& file : written) fmt::print("{}\n", file);
     }
     if (!result.interrupted) return kSuccess;
+    if (!role_.reports) return kInterrupted;
     std::fflush(stdout);
     const bool saved = !options_.save.empty() || !options_.run_dir.empty();
     fmt::print(stderr, "pipeoptim: interrupted after {} of {} steps; {}\n", result.steps, run_.steps(),
@@ -103,25 +110,43 @@ class Job {
   }
 
  private:
+  // What has to be the same in all processes. Threads and folders are each machine's own business; whether
+  // weights are saved is not, as all take part in that.
+  std::string settings() const {
+    std::string text =
+        fmt::format("mini-batches = {}\ntest records = {}\nsave = {}\nrun-dir = {}\n", run_.minibatches(),
+                    run_.test_records(), !options_.save.empty(), !options_.run_dir.empty());
+    std::istringstream lines(line_.resolved_config());
+    for (std::string line; std::getline(lines, line);) {
+      const std::string key = line.substr(0, line.find(' '));
+      if (key != "threads" && key != "data-dir" && key != "init") text += line + "\n";
+    }
+    return text;
+  }
+
+  // Several processes end where they agree to, see ProcessGroup.
+  bool goes_on() const { return role_.group != nullptr || !InterruptGuard::asked(); }
+
   TrainerCallbacks callbacks(Progress& progress) {
     TrainerCallbacks callbacks;
     callbacks.on_step = [&](const StepResult& step) {
       recorder_.step(step);
       progress.step(step);
-      return !InterruptGuard::asked();
+      return goes_on();
     };
     if (recorder_.follows_versions()) {
       callbacks.on_version = [this](const VersionRecord& record) { recorder_.version(record); };
     }
     callbacks.on_epoch = [&](const EpochResult& epoch) {
       recorder_.epoch(epoch, run_.engine());
-      progress.epoch(epoch);
-      return !InterruptGuard::asked();
+      if (role_.reports) progress.epoch(epoch);
+      return goes_on();
     };
     return callbacks;
   }
 
   CommandLine& line_;
+  Role role_;
   Options& options_;
   Device device_;
   Recorder recorder_;
@@ -131,6 +156,15 @@ class Job {
 
 }  // namespace
 
-ExitCode train(CommandLine& line) { return Job(line).run(); }
+ExitCode train(CommandLine& line) {
+  const std::unique_ptr<ProcessGroup> group = join_processes(line.options());
+  try {
+    name_outputs(line.options(), role_of(group.get()));
+    return Job(line, group.get()).run();
+  } catch (const std::exception& error) {
+    if (group) group->fail(error.what());
+    throw;
+  }
+}
 
 }  // namespace pipeoptim::app

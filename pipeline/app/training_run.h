@@ -27,6 +27,8 @@ class TrainingRun {
 
   Engine& engine() { return *engine_; }
   std::int64_t steps() const { return config_.steps; }
+  std::int64_t minibatches() const { return train_loader_.minibatches(); }  // of an epoch
+  std::int64_t test_records() const { return test_loader_.dataset().records(); }
   std::int64_t epochs() const { return options_.epochs; }
 
   TrainingResult train(const TrainerCallbacks& callbacks);

@@ -1,5 +1,7 @@
 // The weights of an engine: first values, and safetensors files in both directions.
+#include <cstring>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,12 +58,24 @@ Faults compare(const std::vector<ModelTensor>& wanted,
   return faults;
 }
 
+std::vector<float> gather_values(ProcessGroup& processes, std::span<const float> mine) {
+  std::vector<float> all;
+  for (const ProcessGroup::Bytes& bytes : processes.gather(std::as_bytes(mine))) {
+    const std::size_t before = all.size();
+    all.resize(before + bytes.size() / sizeof(float));
+    if (!bytes.empty()) std::memcpy(all.data() + before, bytes.data(), bytes.size());
+  }
+  return all;
+}
+
 }  // namespace
 
 void initialise(Engine& engine, std::uint64_t seed) {
   std::uint64_t parameter = 0;
   for (const ModelTensor& tensor : engine.tensors()) {
-    engine.write_tensor(tensor.name, initial_values(tensor.initializer, tensor.shape, seed, parameter));
+    if (engine.here(tensor.stage)) {
+      engine.write_tensor(tensor.name, initial_values(tensor.initializer, tensor.shape, seed, parameter));
+    }
     if (tensor.trained) ++parameter;
   }
 }
@@ -73,17 +87,27 @@ void load_weights(Engine& engine, const std::string& path) {
   const Faults faults = compare(engine.tensors(), found);
   if (!faults.none()) throw DataError(path + " does not fit the model" + faults.describe());
   for (const ModelTensor& tensor : engine.tensors()) {
-    engine.write_tensor(tensor.name, found.at(tensor.name)->values);
+    if (engine.here(tensor.stage)) engine.write_tensor(tensor.name, found.at(tensor.name)->values);
   }
 }
 
-void save_weights(const Engine& engine, const std::string& path) {
-  std::vector<std::vector<float>> values;
-  std::vector<TensorView> views;
-  values.reserve(engine.tensors().size());
+void save_weights(const Engine& engine, const std::string& path, ProcessGroup* processes) {
+  std::vector<float> values;  // in the order of the tensors, which is that of the stages and so of the ranks
   for (const ModelTensor& tensor : engine.tensors()) {
-    values.push_back(engine.read_tensor(tensor.name));
-    views.push_back({tensor.name, tensor.shape, values.back()});
+    if (!engine.here(tensor.stage)) continue;
+    const std::vector<float> part = engine.read_tensor(tensor.name);
+    values.insert(values.end(), part.begin(), part.end());
+  }
+  if (processes != nullptr) {
+    values = gather_values(*processes, values);
+    if (processes->rank() != 0) return;
+  }
+  std::vector<TensorView> views;
+  std::size_t at = 0;
+  for (const ModelTensor& tensor : engine.tensors()) {
+    const auto elements = static_cast<std::size_t>(tensor.shape.elements());
+    views.push_back({tensor.name, tensor.shape, std::span(values).subspan(at, elements)});
+    at += elements;
   }
   write_safetensors(path, views);
 }

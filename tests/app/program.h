@@ -54,25 +54,28 @@ class ProgramTest : public testing::Test {
   std::string scratch(const std::string& name) const { return (folder_ / name).string(); }
   bool nothing_written() const { return fs::is_empty(folder_ / "out"); }
 
-  pid_t start(const std::vector<std::string>& arguments) const {
+  // `environment`: NAME=VALUE. `name` tells apart what several programs print.
+  pid_t start(const std::vector<std::string>& arguments, const std::vector<std::string>& environment = {},
+              const std::string& name = "") const {
     const pid_t child = fork();
     if (child != 0) return child;
+    for (const std::string& variable : environment) putenv(const_cast<char*>(variable.c_str()));
     std::vector<char*> argv = {const_cast<char*>(PIPEOPTIM_PROGRAM)};
     for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
-    for (const auto& [descriptor, name] :
+    for (const auto& [descriptor, file] :
          {std::pair{STDOUT_FILENO, "stdout"}, std::pair{STDERR_FILENO, "stderr"}}) {
-      dup2(open(scratch(name).c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), descriptor);
+      dup2(open(scratch(file + name).c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), descriptor);
     }
     execv(PIPEOPTIM_PROGRAM, argv.data());
     _exit(127);
   }
 
-  Outcome finish(pid_t child) const {
+  Outcome finish(pid_t child, const std::string& name = "") const {
     int status = 0;
     waitpid(child, &status, 0);
     const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-    return {code, read_text(scratch("stdout")), read_text(scratch("stderr"))};
+    return {code, read_text(scratch("stdout" + name)), read_text(scratch("stderr" + name))};
   }
 
   Outcome run(const std::vector<std::string>& arguments) const { return finish(start(arguments)); }

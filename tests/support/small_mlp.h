@@ -75,9 +75,11 @@ struct SmallMlp {
   std::unique_ptr<Engine> engine(int depth, EngineConfig config) const {
     auto engine = std::make_unique<Engine>(
         std::move(config), stages(depth), std::make_unique<SoftmaxCrossEntropy>(), Shape{records, widths[0]});
-    for (int l = 0; l < linears(); ++l) {
-      engine->write_tensor(std::to_string(2 * l) + ".weight", initial_weight(l));
-      engine->write_tensor(std::to_string(2 * l) + ".bias", initial_bias(l));
+    for (const ModelTensor& tensor : engine->tensors()) {
+      if (!engine->here(tensor.stage)) continue;
+      const int l = std::stoi(tensor.name) / 2;
+      engine->write_tensor(tensor.name,
+                           tensor.name.ends_with(".weight") ? initial_weight(l) : initial_bias(l));
     }
     return engine;
   }

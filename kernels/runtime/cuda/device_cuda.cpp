@@ -21,6 +21,8 @@ std::string cuda_describe(int ordinal) {
          std::to_string(properties.totalGlobalMem >> 20) + " MiB";
 }
 
+void cuda_make_current(int ordinal) { cuda::check(cudaSetDevice(ordinal), "cudaSetDevice"); }
+
 bool cuda_enable_peer_access(int ordinal, int peer) {
   using cuda::check;
   int possible = 0;

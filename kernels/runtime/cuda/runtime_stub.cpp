@@ -16,6 +16,7 @@ std::shared_ptr<EventImpl> make_cuda_event(Device, EventTiming) { refuse("creati
 int cuda_device_count() { return 0; }
 std::string cuda_describe(int) { refuse("describing a CUDA device"); }
 bool cuda_enable_peer_access(int, int) { refuse("enabling peer access"); }
+void cuda_make_current(int) { refuse("choosing a CUDA device"); }
 void* cuda_allocate(Device, std::size_t, MemoryKind) { refuse("allocating CUDA memory"); }
 void cuda_free(Device, void*, MemoryKind) noexcept {}
 void cuda_copy(void*, const void*, std::size_t) { refuse("copying CUDA memory"); }

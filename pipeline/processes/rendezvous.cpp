@@ -1,0 +1,220 @@
+#include "pipeline/processes/rendezvous.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "kernels/runtime/error.h"
+
+namespace pipeoptim {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using namespace std::chrono_literals;
+
+constexpr std::uint64_t kMagic = 0x706f2d72656e6431;  // of this protocol
+constexpr auto kRetry = 20ms;
+constexpr auto kHandshake = 2s;  // for somebody who connects and then says nothing
+
+enum class Kind : std::uint32_t { kCalls, kAlarms };
+
+// What a process says first, and what rank 0 answers: an empty text is a welcome. Same machine type on all
+// sides: with another byte order the magic number is not recognised.
+struct Hello {
+  std::uint64_t magic = kMagic;
+  std::uint64_t token = 0;  // of the meeting file, so that nobody ends up in another run
+  std::int32_t rank = 0, size = 0;
+  Kind kind = Kind::kCalls;
+  std::uint32_t reserved = 0;
+};
+struct Answer {
+  char refusal[200] = {};
+};
+
+struct TimeIsOver : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// For send_all and receive_all.
+auto until(Deadline deadline) {
+  return [deadline] {
+    if (Clock::now() >= deadline) throw TimeIsOver("no answer");
+  };
+}
+
+std::string host_name() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
+}
+
+std::string seconds(std::chrono::milliseconds limit) {
+  return std::to_string((limit.count() + 999) / 1000) + " s";
+}
+
+// The file of rank 0, there while others may read it.
+class MeetingFile {
+ public:
+  MeetingFile(std::string path, std::uint16_t port, std::uint64_t token) : path_(std::move(path)) {
+    if (path_.empty()) return;
+    const std::string temporary = path_ + ".part" + std::to_string(getpid());
+    {
+      std::ofstream file(temporary);
+      file << kMagic << ' ' << host_name() << ' ' << port << ' ' << token << '\n';
+      if (!file.flush()) throw DeviceError("writing the meeting file " + path_, "cannot write there");
+    }
+    if (std::rename(temporary.c_str(), path_.c_str()) != 0) {
+      throw DeviceError("writing the meeting file " + path_, std::generic_category().message(errno));
+    }
+  }
+  ~MeetingFile() {
+    if (!path_.empty()) static_cast<void>(std::remove(path_.c_str()));
+  }
+  MeetingFile(const MeetingFile&) = delete;
+  MeetingFile& operator=(const MeetingFile&) = delete;
+
+  // False where there is none, or no complete one.
+  static bool read(const std::string& path, Address& address, std::uint64_t& token) {
+    std::ifstream file(path);
+    std::uint64_t magic = 0;
+    if (!(file >> magic >> address.host >> address.port >> token) || magic != kMagic) return false;
+    if (address.host == host_name()) address.host = "127.0.0.1";  // no name service needed
+    return true;
+  }
+
+ private:
+  std::string path_;
+};
+
+// Rank 0: everybody's connections, as they come.
+class Host {
+ public:
+  Host(const ProcessIdentity& identity, std::uint64_t token) : size_(identity.size), token_(token) {
+    connections_.calls.resize(static_cast<std::size_t>(size_));
+    connections_.alarms.resize(static_cast<std::size_t>(size_));
+  }
+
+  Connections gather(const Socket& listener, const std::string& place, std::chrono::milliseconds limit) {
+    const Deadline deadline = Clock::now() + limit;
+    for (int missing = 2 * (size_ - 1); missing > 0;) {
+      Socket socket = accept_from(listener, deadline);
+      if (!socket) {
+        throw DeviceError("rendezvous at " + place, "not all processes came within " + seconds(limit) +
+                                                        "; missing: " + missing_ranks());
+      }
+      if (welcome(std::move(socket))) --missing;
+    }
+    return std::move(connections_);
+  }
+
+ private:
+  // Who is no process of this run at all is left alone.
+  bool welcome(Socket socket) {
+    try {
+      Hello hello;
+      receive_all(socket, &hello, sizeof(hello), until(Clock::now() + kHandshake));
+      if (hello.magic != kMagic || hello.token != token_) return false;
+      const std::string refusal = refusal_of(hello);
+      Answer answer;
+      std::snprintf(answer.refusal, sizeof(answer.refusal), "%s", refusal.c_str());
+      send_all(socket, &answer, sizeof(answer), until(Clock::now() + kHandshake));
+      if (!refusal.empty()) return false;
+      place_of(hello) = std::move(socket);
+      return true;
+    } catch (const std::runtime_error&) {
+      return false;
+    }
+  }
+
+  std::string refusal_of(const Hello& hello) {
+    if (hello.size != size_) {
+      return "rank 0 expects " + std::to_string(size_) + " processes, rank " + std::to_string(hello.rank) +
+             " expects " + std::to_string(hello.size);
+    }
+    if (hello.rank < 1 || hello.rank >= size_) return "no rank " + std::to_string(hello.rank);
+    if (place_of(hello)) return "rank " + std::to_string(hello.rank) + " is there already";
+    return {};
+  }
+
+  Socket& place_of(const Hello& hello) {
+    auto& sockets = hello.kind == Kind::kCalls ? connections_.calls : connections_.alarms;
+    return sockets[static_cast<std::size_t>(hello.rank)];
+  }
+
+  std::string missing_ranks() const {
+    std::string text;
+    for (int rank = 1; rank < size_; ++rank) {
+      const auto at = static_cast<std::size_t>(rank);
+      if (connections_.calls[at] && connections_.alarms[at]) continue;
+      text += (text.empty() ? "rank " : ", rank ") + std::to_string(rank);
+    }
+    return text;
+  }
+
+  int size_;
+  std::uint64_t token_;
+  Connections connections_;
+};
+
+// Another rank: tries until rank 0 listens. A meeting file of an earlier run may still lie there: it is read
+// anew for each attempt.
+Socket join(const ProcessIdentity& identity, const MeetingPlace& place, Kind kind,
+            std::chrono::milliseconds limit) {
+  const Deadline deadline = Clock::now() + limit;
+  Address address = place.address;
+  std::string reason = "there is no file " + place.file;
+  do {
+    Hello hello{.rank = identity.rank, .size = identity.size, .kind = kind};
+    if (place.file.empty() || MeetingFile::read(place.file, address, hello.token)) {
+      Answer answer;
+      try {
+        Socket socket = connect_to(address, std::min(deadline, Clock::now() + kHandshake), reason);
+        if (socket) {
+          send_all(socket, &hello, sizeof(hello), until(deadline));
+          receive_all(socket, &answer, sizeof(answer), until(deadline));
+          answer.refusal[sizeof(answer.refusal) - 1] = '\0';
+          if (answer.refusal[0] == '\0') return socket;
+        }
+      } catch (const std::runtime_error& error) {
+        reason = error.what();
+      }
+      if (answer.refusal[0] != '\0') throw DeviceError("rendezvous", answer.refusal);
+    }
+    std::this_thread::sleep_for(kRetry);
+  } while (Clock::now() < deadline);
+  const std::string where = place.file.empty() ? to_string(address) : "file " + place.file;
+  throw DeviceError("rendezvous at " + where, "rank " + std::to_string(identity.rank) +
+                                                  " did not reach rank 0 within " + seconds(limit) + " (" +
+                                                  reason + ")");
+}
+
+}  // namespace
+
+Connections meet(const ProcessIdentity& identity, const MeetingPlace& place,
+                 std::chrono::milliseconds time_limit) {
+  if (identity.rank > 0) {
+    Connections connections;
+    connections.calls.push_back(join(identity, place, Kind::kCalls, time_limit));
+    connections.alarms.push_back(join(identity, place, Kind::kAlarms, time_limit));
+    return connections;
+  }
+  std::uint64_t token = 0;
+  if (!place.file.empty()) {
+    std::random_device random;
+    token = (std::uint64_t{random()} << 32) | random();
+  }
+  const Socket listener = listen_on(place.address.port);
+  const MeetingFile file(place.file, port_of(listener), token);
+  const std::string where = place.file.empty() ? to_string(place.address) : "file " + place.file;
+  return Host(identity, token).gather(listener, where, time_limit);
+}
+
+}  // namespace pipeoptim

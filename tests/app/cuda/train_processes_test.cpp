@@ -1,0 +1,227 @@
+// Four stages in several processes with a device each: the losses of the host, the bits of one process, and
+// an end for all when one fails or is stopped.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "kernels/runtime/device.h"
+#include "tests/app/program.h"
+#include "tests/support/tolerances.h"
+
+namespace pipeoptim::test {
+namespace {
+
+class NcclProgram : public ProgramTest {
+ protected:
+  void SetUp() override {
+    if (device_count(Backend::kCuda) < 4) GTEST_SKIP() << "fewer than four CUDA devices";
+    ProgramTest::SetUp();
+  }
+
+  using Arguments = std::vector<std::string>;
+  static Arguments joined(Arguments first, const Arguments& more) {
+    first.insert(first.end(), more.begin(), more.end());
+    return first;
+  }
+
+  // One step changes little: the losses of two backends stay close over 50.
+  static Arguments four_stages(const std::string& model, const std::string& method) {
+    Arguments arguments = {"train",
+                           "--model",
+                           model,
+                           "--method",
+                           method,
+                           "--hidden",
+                           "24,20,16",
+                           "--width",
+                           "4",
+                           "--stages",
+                           "4",
+                           "--steps",
+                           "50",
+                           "--batch-size",
+                           "16",
+                           "--no-shuffle",
+                           "--optimizer",
+                           "sgdm",
+                           "--lr",
+                           "0.0001",
+                           "--limit-test",
+                           "64"};
+    return method == "gpipe" ? joined(arguments, {"--micro-batches", "4"}) : arguments;
+  }
+
+  // `only` are further arguments of single ranks.
+  std::vector<pid_t> start_all(int size, const Arguments& arguments,
+                               const std::vector<Arguments>& only = {}) const {
+    std::vector<pid_t> children;
+    for (int rank = 0; rank < size; ++rank) {
+      const std::string number = std::to_string(rank);
+      Arguments own = joined(arguments, {"--device", "cuda", "--rendezvous", "file:" + scratch("meet")});
+      if (rank < static_cast<int>(only.size())) own = joined(own, only[static_cast<std::size_t>(rank)]);
+      children.push_back(start(
+          own, {"RANK=" + number, "LOCAL_RANK=" + number, "WORLD_SIZE=" + std::to_string(size)}, number));
+    }
+    return children;
+  }
+  std::vector<Outcome> finish_all(const std::vector<pid_t>& children) const {
+    std::vector<Outcome> outcomes;
+    for (std::size_t i = 0; i < children.size(); ++i) {
+      outcomes.push_back(finish(children[i], std::to_string(i)));
+    }
+    return outcomes;
+  }
+  std::vector<Outcome> run_all(int size, const Arguments& arguments) const {
+    return finish_all(start_all(size, arguments));
+  }
+
+  static void expect_success(const std::vector<Outcome>& outcomes) {
+    for (const Outcome& outcome : outcomes) {
+      EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.err;
+      EXPECT_EQ(outcome.err, "");
+    }
+    // The last stage reports, the others are silent.
+    for (std::size_t i = 0; i + 1 < outcomes.size(); ++i) EXPECT_EQ(outcomes[i].out, "");
+    EXPECT_NE(outcomes.back().out, "");
+  }
+
+  // Blocks until so many steps are logged.
+  void wait_for_steps(const std::string& log, std::size_t steps) const {
+    for (int i = 0; i < 6000; ++i) {
+      const std::string text = read_text(log);
+      if (static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) >= steps) return;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    FAIL() << "no progress";
+  }
+};
+
+using Case = std::tuple<std::string, std::string>;  // model, method
+class NcclTrain : public NcclProgram, public testing::WithParamInterface<Case> {};
+
+TEST_P(NcclTrain, PrintsTheHostsLosses) {
+  const auto& [model, method] = GetParam();
+  const Arguments arguments = four_stages(model, method);
+  const Outcome host = run(
+      joined(arguments, {"--device", "cpu", "--log", out("host"), "--version-trace", out("host-versions")}));
+  ASSERT_EQ(host.code, 0) << host.err;
+  expect_success(
+      run_all(4, joined(arguments, {"--log", out("nccl"), "--version-trace", out("versions.jsonl")})));
+  const std::vector<Json> expected = read_lines(out("host")), actual = read_lines(out("nccl"));
+  ASSERT_EQ(expected.size(), 51U);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t t = 0; t < 50; ++t) {
+    const double loss = expected[t].at("loss");
+    EXPECT_NEAR(actual[t].at("loss").get<double>(), loss, tolerance::kDeviceTrajectory * std::max(1.0, loss))
+        << "step " << t;
+  }
+  const double test_loss = expected[50].at("test_loss");
+  EXPECT_NEAR(actual[50].at("test_loss").get<double>(), test_loss,
+              tolerance::kDeviceTrajectory * std::max(1.0, test_loss));
+  std::string versions;
+  for (int rank = 0; rank < 4; ++rank) {
+    versions += read_text(out("versions.rank" + std::to_string(rank) + ".jsonl"));
+  }
+  EXPECT_EQ(versions, read_text(out("host-versions")));
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, NcclTrain,
+                         testing::Combine(testing::Values("mlp", "cnn", "resnet20"),
+                                          testing::Values("pipeoptim", "pipedream", "gpipe")),
+                         [](const testing::TestParamInfo<Case>& test) {
+                           return std::get<0>(test.param) + "_" + std::get<1>(test.param);
+                         });
+
+using NcclRun = NcclProgram;
+
+// Two epochs with an evaluation after each; where a stage runs changes no bit.
+TEST_F(NcclRun, SavesTheWeightsOfOneProcess) {
+  const Arguments arguments =
+      joined(four_stages("mlp", "pipeoptim"),
+             {"--steps", "40", "--limit-train", "320", "--optimizer", "adamw", "--lr", "0.01"});
+  const Outcome one = run(joined(arguments, {"--device", "cuda", "--save", out("one")}));
+  ASSERT_EQ(one.code, 0) << one.err;
+  for (const int size : {2, 4}) {
+    expect_success(run_all(size, joined(arguments, {"--save", out("several"), "--run-dir", out("run"),
+                                                    "--overwrite", "--trace", out("trace.json")})));
+    EXPECT_EQ(read_text(out("several")), read_text(out("one")));
+    EXPECT_EQ(read_text(out("run") + "/weights.safetensors"), read_text(out("one")));
+    EXPECT_EQ(read_lines(out("run") + "/metrics.jsonl").size(), 42U);
+    EXPECT_FALSE(read_text(out("trace.rank1.json")).empty());
+  }
+  const Arguments eval = {"eval",     "--model", "mlp",          "--hidden", "24,20,16",
+                          "--stages", "4",       "--batch-size", "16",       "--limit-test",
+                          "100",      "--json",  "--init",       out("one")};
+  const Outcome expected = run(joined(eval, {"--device", "cuda"}));
+  const std::vector<Outcome> actual = run_all(4, eval);
+  expect_success(actual);
+  EXPECT_EQ(Json::parse(actual[3].out).at("loss"), Json::parse(expected.out).at("loss"));
+}
+
+TEST_F(NcclRun, EndsWhenAProcessDies) {
+  const auto children =
+      start_all(4, joined(four_stages("mlp", "pipeoptim"), {"--steps", "3000", "--log", out("log")}));
+  wait_for_steps(out("log"), 5);
+  kill(children[2], SIGKILL);
+  const std::vector<Outcome> outcomes = finish_all(children);
+  for (const std::size_t rank : {0U, 1U, 3U}) {
+    EXPECT_EQ(outcomes[rank].code, 1);
+    EXPECT_NE(outcomes[rank].err.find("rank 2 (stage 2)"), std::string::npos) << outcomes[rank].err;
+  }
+}
+
+TEST_F(NcclRun, EndsWhenTheLossIsNotFinite) {
+  const std::vector<Outcome> outcomes = run_all(4, joined(four_stages("mlp", "pipedream"), {"--lr", "1e30"}));
+  for (const Outcome& outcome : outcomes) {
+    EXPECT_EQ(outcome.code, 1);
+    EXPECT_NE(outcome.err.find("the loss is"), std::string::npos) << outcome.err;
+  }
+  EXPECT_NE(outcomes[0].err.find("rank 3 (stage 3)"), std::string::npos) << outcomes[0].err;
+}
+
+// Whichever process is interrupted, all train the same mini-batches and keep what they have.
+TEST_F(NcclRun, StopsTogether) {
+  for (const std::size_t interrupted : {0U, 3U}) {
+    const std::string log = "log" + std::to_string(interrupted);
+    const auto children =
+        start_all(4, joined(four_stages("mlp", "pipeoptim"),
+                            {"--steps", "3000", "--log", out(log), "--save", out("weights")}));
+    wait_for_steps(out(log), 5);
+    kill(children[interrupted], SIGINT);
+    const std::vector<Outcome> outcomes = finish_all(children);
+    for (const Outcome& outcome : outcomes) EXPECT_EQ(outcome.code, 130) << outcome.err;
+    const std::size_t steps = read_lines(out(log)).size() - 1;
+    EXPECT_LT(steps, 3000U);
+    EXPECT_NE(outcomes[3].err.find("interrupted after " + std::to_string(steps) + " of 3000 steps"),
+              std::string::npos)
+        << outcomes[3].err;
+    EXPECT_FALSE(read_text(out("weights")).empty());
+  }
+}
+
+TEST_F(NcclRun, RefusesOtherSettingsInOneProcess) {
+  const std::vector<Outcome> outcomes = finish_all(
+      start_all(2, joined(four_stages("mlp", "gpipe"), {"--log", out("log")}), {{}, {"--lr", "0.5"}}));
+  for (const Outcome& outcome : outcomes) {
+    expect_refused(outcome, 2, {"rank 1 (stages 2 to 3)", "lr = 0.5", "lr = 0.0001"});
+  }
+}
+
+TEST_F(NcclRun, DoesNotWaitForEverForTheOthers) {
+  expect_refused(run(joined(four_stages("mlp", "gpipe"),
+                            {"--device", "cuda", "--rank", "0", "--world-size", "2", "--rendezvous",
+                             "file:" + scratch("meet"), "--rendezvous-timeout", "1", "--log", out("log")})),
+                 1, {"missing: rank 1"});
+  expect_refused(run(joined(four_stages("mlp", "gpipe"),
+                            {"--device", "cuda", "--rank", "1", "--world-size", "2", "--rendezvous",
+                             "tcp:127.0.0.1:1", "--rendezvous-timeout", "1", "--log", out("log")})),
+                 1, {"rank 1 did not reach rank 0"});
+}
+
+}  // namespace
+}  // namespace pipeoptim::test
