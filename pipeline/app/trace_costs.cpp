@@ -32,7 +32,8 @@ std::vector<Span> read_spans(const std::string& path) {
   if (!file) throw DataError("cannot read the trace " + path);
   std::vector<Span> spans;
   try {
-    for (const nlohmann::json& event : nlohmann::json::parse(file).at("traceEvents")) {
+    const nlohmann::json trace = nlohmann::json::parse(file);
+    for (const nlohmann::json& event : trace.at("traceEvents")) {
       if (event.at("ph") != "X") continue;
       const std::string name = event.at("name");
       const double begin = event.at("ts");
