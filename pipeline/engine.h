@@ -3,6 +3,7 @@
 // transfer it reads).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -101,6 +102,8 @@ struct PassResult {
 struct StageTiming {         // of one worker: of all stages that it holds
   double busy_seconds = 0;   // F, B, U on the compute stream
   double total_seconds = 0;  // from the first to the last instruction of the pass, over all stages
+  // The part of the time that the worker did not work.
+  double bubble() const { return total_seconds > 0 ? std::max(0.0, 1 - busy_seconds / total_seconds) : 0; }
 };
 
 // One executed piece of work for the Chrome trace.

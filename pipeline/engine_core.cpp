@@ -1,6 +1,7 @@
 #include "pipeline/engine_core.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -28,6 +29,18 @@ int update_gap(const Program& program) {
     if (i.op == Op::kBackward || i.op == Op::kBackwardInput) most = std::max(most, updates - at_forward[j]);
   }
   return most;
+}
+
+void require_short_horizons(const Schedule& schedule, Predictor predictor) {
+  if (predictor == Predictor::kNone) return;
+  for (std::size_t k = 0; k < schedule.stages.size(); ++k) {
+    for (const Instruction& i : schedule.stages[k]) {
+      if (std::abs(i.horizon) <= kMaxHorizon) continue;
+      throw std::invalid_argument("stage " + std::to_string(k) + " would predict " +
+                                  std::to_string(std::abs(i.horizon)) + " updates ahead; the most is " +
+                                  std::to_string(kMaxHorizon));
+    }
+  }
 }
 
 }  // namespace
@@ -71,6 +84,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
 
   // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
   schedule = make_schedule(config.method, schedule_request(4 * depth + 2 * config.delay));
+  require_short_horizons(schedule, config.optimizer.predictor);
   Shape shape = input;
   std::uint64_t random_layer = 0;
   for (int k = 0; k < depth; ++k) {

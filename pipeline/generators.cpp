@@ -152,6 +152,8 @@ void check_numbers(const Method& method, const ScheduleRequest& request) {
   require(method.order != ComputeOrder::kDelayed || request.workers == 1,
           name + " runs on one stage, not on " + std::to_string(request.workers));
   require(request.delay >= 0, "the delay must be 0 or more, got " + std::to_string(request.delay));
+  require(request.delay <= std::numeric_limits<std::int32_t>::max() / m - request.minibatches,
+          "a delay of " + std::to_string(request.delay) + " is too long");
   require(method.order == ComputeOrder::kDelayed || request.delay == 0,
           name + " takes no delay; 'delayed' does");
   require(request.activation_limit >= 0,
@@ -159,7 +161,8 @@ void check_numbers(const Method& method, const ScheduleRequest& request) {
   const ComputeCosts& costs = request.costs;
   require(costs.forward > 0 && costs.backward_input > 0 && costs.backward_weights > 0,
           "the costs of forward and backward must be positive");
-  require(request.horizon == HorizonPolicy::kExact || chunks_of(method, request.chunks) == 1,
+  require(method.weights != WeightPolicy::kPipeOptim || request.horizon == HorizonPolicy::kExact ||
+              chunks_of(method, request.chunks) == 1,
           "with several stages on a worker only the exact horizon is defined");
 }
 
@@ -191,13 +194,13 @@ Schedule generate_compute(const std::string& name, const ScheduleRequest& reques
                                   .workers = request.workers,
                                   .chunks = chunks,
                                   .count = once ? schedule.microbatches : m,
-                                  .delay = request.delay,
+                                  .delay = request.delay * m,
                                   .costs = request.costs,
                                   .activation_limit = request.activation_limit});
   for (std::int32_t t = 0; t < (once ? 1 : request.minibatches); ++t) append_turns(schedule, turns, t * m);
   for (std::int32_t k = 0; k < depth; ++k) {
     Program& program = schedule.stages[static_cast<std::size_t>(k)];
-    const std::int32_t distance = method.order == ComputeOrder::kDelayed ? request.delay : depth - 1 - k;
+    const std::int32_t distance = method.order == ComputeOrder::kDelayed ? request.delay * m : depth - 1 - k;
     note_live_versions(program);
     apply_policy(program, method.weights, request.horizon, {k, depth, m, distance});
   }

@@ -69,7 +69,8 @@ const std::vector<Method>& methods() {
        WeightPolicy::kSameVersion,
        "weight stashing and NAdam",
        {},
-       "nadam"},
+       "nadam",
+       0.99},
       {"delayed", ComputeOrder::kDelayed, WeightPolicy::kPipeOptim,
        "one stage, --delay updates of staleness"},
   };
@@ -97,7 +98,7 @@ OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& con
   OptimizerConfig own = config;
   if (*method.rule != '\0') own.rule = method.rule;
   if (own.rule == "sgdm-sc") own.delay = stage.gap;
-  if (std::string(method.name) == "async-nag" && !own.beta1) own.beta1 = 0.99;
+  if (method.beta1 > 0 && !own.beta1) own.beta1 = method.beta1;
   if (method.weights == WeightPolicy::kPipeOptim && stage.horizon == HorizonPolicy::kReleasedCode) {
     own.momentum_direction = MomentumDirection::kReleasedCode;
   }

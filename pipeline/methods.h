@@ -50,6 +50,7 @@ struct Method {
   ChunkRange chunks = {};
   // Optimizer that belongs to the method; empty: the user's.
   const char* rule = "";
+  double beta1 = 0;  // of that optimizer where the user gives none; 0: the rule's own default
 };
 
 const std::vector<Method>& methods();
@@ -81,6 +82,12 @@ OptimizerConfig stage_optimizer(const Method& method, const OptimizerConfig& con
 // What the learning rate of that stage is multiplied by: 1 but for PipeMare, whose rate starts at lr/gap and
 // grows to lr over `anneal_steps` (as lr / gap^p, p falling from 1 to 0).
 float rate_factor(const Method& method, int gap, std::int64_t step, std::int64_t anneal_steps);
+
+// Whether input gradients and weight gradients are instructions of their own.
+constexpr bool splits_backward(ComputeOrder order) {
+  return order == ComputeOrder::kZeroBubbleH1 || order == ComputeOrder::kZeroBubbleH2 ||
+         order == ComputeOrder::kZeroBubbleV || order == ComputeOrder::kZeroBubbleAuto;
+}
 
 // Stages that each worker holds when `chunks` are asked for (0: the method's default). Throws
 // std::invalid_argument where the method cannot.

@@ -23,7 +23,7 @@ struct OrderRequest {
   std::int32_t workers = 1;
   std::int32_t chunks = 1;
   std::int32_t count = 1;   // micro-batches, from 0 on, that start and end with an empty pipeline
-  std::int32_t delay = 0;   // kDelayed
+  std::int32_t delay = 0;   // kDelayed: micro-batches between a forward and its backward
   ComputeCosts costs = {};  // kZeroBubbleAuto
   std::int32_t activation_limit = 0;
 };

@@ -273,8 +273,9 @@ class PassRunner {
   float rate(int k, const Instruction& instruction) const {
     return core_.rates[static_cast<std::size_t>(k)][static_cast<std::size_t>(instruction.minibatch)];
   }
-  // Backwards there are no rates to come.
+  // Backwards there are no rates to come; without a predictor the distance does not matter.
   Lookahead lookahead(int k, const Instruction& instruction) const {
+    if (core_.config.optimizer.predictor == Predictor::kNone) return Lookahead::by_steps(1);
     if (instruction.horizon < 0) return Lookahead::by_steps(instruction.horizon);
     return LearningRates(core_.rates[static_cast<std::size_t>(k)])
         .subspan(static_cast<std::size_t>(instruction.version),

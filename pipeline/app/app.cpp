@@ -25,11 +25,14 @@ int dispatch(CommandLine& line, const std::string& subcommand) {
     return kUsage;
   }
   if (subcommand == "info") return info(options);
+  if (subcommand == "simulate") {
+    validate_schedule(options);
+    return simulate(options);
+  }
   validate(options);
-  options.optimizer = with_rule_defaults(options.optimizer);  // so that a run's config tells what it ran with
-  if (subcommand == "plan" || options.dry_run) return plan(options);
-  if (subcommand == "simulate") return simulate(options);
   if (subcommand == "compare") return compare(line);
+  settle_optimizer(options);
+  if (subcommand == "plan" || options.dry_run) return plan(options);
   return subcommand == "train" ? train(line) : evaluate(options);
 }
 

@@ -244,8 +244,8 @@ void CommandLine::add_simulation(Subcommand& command) {
 void CommandLine::add_comparison(Subcommand& command) {
   command.app->option_defaults()->group("Comparison");
   add(command, "methods", options_.methods,
-      "Methods, the first the reference; each may go on with +NAME of a horizon, predictor or optimizer: "
-      "pipeoptim+paper+adam");
+      "Methods; each may go on with +NAME of a horizon, predictor or optimizer, and with +stages=N, "
+      "+micro-batches=N, +chunks=N, +delay=N: pipeoptim+paper+adam");
   add(command, "seeds", options_.seeds, "Runs of each method, with --seed, --seed + 1, ...");
   add(command, "target-loss", options_.target_loss,
       "Count the steps to this training loss (0: to one that all methods reach)");
@@ -392,7 +392,8 @@ std::string CommandLine::resolved_config() const {
   std::string text = "# All settings of this run; give it to pipeoptim with --config.\n";
   if (chosen_ == nullptr) return text;
   for (const Binding& binding : chosen_->bindings) {
-    if (binding.resolved) text += binding.name + " = " + binding.toml() + "\n";
+    const std::string value = binding.resolved ? binding.toml() : std::string();
+    if (!value.empty()) text += binding.name + " = " + value + "\n";  // what has no value has a default
   }
   return text;
 }

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "kernels/runtime/error.h"
 #include "kernels/runtime/names.h"
 #include "pipeline/app/app.h"
 #include "pipeline/app/comparison.h"
@@ -80,19 +80,25 @@ Options contender_options(const Options& common, const std::string& text) {
   Options options = common;
   options.method = parts[0];
   if (among(options.method, method_names())) {
-    const ComputeOrder order = find_method(options.method).order;
-    if (order == ComputeOrder::kSequential || order == ComputeOrder::kDelayed) options.stages = 1;
+    const Method& method = find_method(options.method);
+    const bool delayed = method.order == ComputeOrder::kDelayed;
+    if (delayed || method.order == ComputeOrder::kSequential) {
+      options.stages = 1;
+      options.cuts.clear();
+      options.devices = std::min(options.devices, 1);
+    }
+    if (!delayed) options.delay = 0;
+    if (options.chunks > method.chunks.most) options.chunks = 0;
   }
   for (std::size_t i = 1; i < parts.size(); ++i) apply(options, parts[i]);
   validate(options);
+  settle_optimizer(options);
   return options;
 }
 
 double mean_bubble(const std::vector<StageTiming>& timing) {
   double sum = 0;
-  for (const StageTiming& worker : timing) {
-    if (worker.total_seconds > 0) sum += std::max(0.0, 1 - worker.busy_seconds / worker.total_seconds);
-  }
+  for (const StageTiming& worker : timing) sum += worker.bubble();
   return timing.empty() ? 0 : sum / static_cast<double>(timing.size());
 }
 
@@ -105,7 +111,8 @@ class Study {
         directory_(options_.run_dir, options_.overwrite) {
     for (const std::string& text : split(options_.methods, ',')) {
       settings_.push_back(contender_options(options_, text));
-      comparison_.contenders.push_back({text, {}, {}, {}});
+      comparison_.contenders.push_back(
+          {.label = text, .weight_versions = {}, .stage_bytes = {}, .runs = {}, .diverged = {}});
       // Refuses before the first run what the last could not do.
       describe(comparison_.contenders.back(), *make_engine(settings_.back(), data_shape(options_), device_));
     }
@@ -117,7 +124,6 @@ class Study {
 
   ExitCode run() {
     directory_.create();
-    if (directory_.used()) write_text(directory_.config(), line_.resolved_config());
     const InterruptGuard guard;
     bool complete = true;
     // Seed by seed: whenever it is stopped, the methods have been treated alike as far as possible.
@@ -154,6 +160,7 @@ class Study {
                  settings_.size() * static_cast<std::size_t>(options_.seeds));
       std::fflush(stdout);
     }
+    if (contender.runs.empty() && contender.diverged.empty() && index == 0) keep_config(options);
     ComparedRun result;
     result.seed = seed;
     double records = 0, seconds = 0;
@@ -172,12 +179,26 @@ class Study {
       progress.epoch(epoch);
       return !InterruptGuard::asked();
     };
-    const TrainingResult trained = run.train(callbacks);
+    TrainingResult trained;
+    try {
+      trained = run.train(callbacks);
+    } catch (const DataError& error) {  // its loss is not finite: a result, too
+      progress.clear();
+      if (!silent()) fmt::print("{}\n", error.what());
+      contender.diverged.push_back({seed, static_cast<std::int64_t>(result.losses.size())});
+      return true;
+    }
     if (trained.interrupted) return false;
     result.samples_per_second = seconds > 0 ? records / seconds : 0;
     result.bubble = mean_bubble(trained.timing);
     contender.runs.push_back(std::move(result));
     return true;
+  }
+
+  // The schedule of learning rates is the same in every run, and settled with the first.
+  void keep_config(const Options& settled) {
+    options_.lr = settled.lr;
+    if (directory_.used()) write_text(directory_.config(), line_.resolved_config());
   }
 
   // After every run, so that a long comparison never loses more than one.
@@ -195,7 +216,7 @@ class Study {
       fmt::print("{}", comparison_json(comparison_));
       return;
     }
-    fmt::print("{}{}{}", silent() ? "" : "\n", comparison_table(comparison_), "");
+    fmt::print("{}{}", silent() ? "" : "\n", comparison_table(comparison_));
     if (silent() || !directory_.used()) return;
     for (const char* form : {"csv", "json", "html"}) fmt::print("{}\n", directory_.comparison(form));
   }

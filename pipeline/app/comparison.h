@@ -21,11 +21,18 @@ struct ComparedRun {
   double bubble = 0;                    // idle part of a worker's time, mean over workers
 };
 
+// A run that its loss ended.
+struct DivergedRun {
+  std::uint64_t seed = 0;
+  std::int64_t steps = 0;
+};
+
 struct Contender {
   std::string label;
   std::vector<int> weight_versions;      // by stage, the live weights included
   std::vector<std::size_t> stage_bytes;  // by stage, everything that is allocated
-  std::vector<ComparedRun> runs;         // one a seed
+  std::vector<ComparedRun> runs;         // those that came to their end, one a seed
+  std::vector<DivergedRun> diverged;
 };
 
 struct Comparison {
@@ -39,7 +46,8 @@ struct Spread {
 };
 Spread spread(const std::vector<double>& values);
 
-// The mean of the last steps up to each step: what "training loss" means in a comparison.
+// The mean of the last fiftieth of the steps, up to each step (of fewer at the start): what "training loss"
+// means in a comparison.
 std::vector<double> smoothed(const std::vector<double>& losses);
 
 // The first step whose smoothed loss is at most the target.

@@ -63,9 +63,10 @@ class Chart {
         most_y_ = std::max(most_y_, point.y);
       }
     }
-    if (!(most_y_ > least_y_)) {
-      least_y_ = std::min(least_y_, most_y_) - 0.5;
-      most_y_ = least_y_ + 1;
+    if (most_y_ < least_y_) least_y_ = most_y_ = 0;                       // no points
+    if (most_y_ - least_y_ <= 1e-6 * std::max(1.0, std::abs(most_y_))) {  // flat but for rounding
+      least_y_ -= 0.5;
+      most_y_ += 0.5;
     }
   }
 

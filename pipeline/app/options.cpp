@@ -86,7 +86,7 @@ void validate_optimizer(const Options& options) {
 }
 
 void validate_sizes(const Options& options) {
-  require(options.stages >= 1, "--stages", options.stages, "1 or more");
+  require(options.stages >= 1 && options.stages <= 100000, "--stages", options.stages, "1 to 100000");
   require(options.devices >= 0, "--devices", options.devices, "0 or more");
   require(options.rank >= Options::kNoRank, "--rank", options.rank, "0 or more");
   require(options.world_size >= 0, "--world-size", options.world_size, "1 or more");
@@ -95,8 +95,6 @@ void validate_sizes(const Options& options) {
   require(options.micro_batches >= 1, "--micro-batches", options.micro_batches, "1 or more");
   require(options.chunks >= 0, "--chunks", options.chunks, "1 or more (0: the method's default)");
   require(options.delay >= 0, "--delay", options.delay, "0 or more");
-  require(options.delay == 0 || options.method == "delayed", "--delay", options.delay,
-          "left out but for --method delayed");
   require(options.activation_limit >= 0, "--activation-limit", options.activation_limit, "0 or more");
   require(options.costs.size() == 3, "--costs", options.costs.size(), "three numbers long");
   for (const double cost : options.costs)
@@ -120,11 +118,6 @@ void validate_sizes(const Options& options) {
   require(options.width >= 1, "--width", options.width, "1 or more");
   for (const std::int64_t width : options.hidden)
     require(width >= 1, "--hidden", width, "1 or more for each layer");
-  if (options.batch_size % options.micro_batches != 0) {
-    throw std::invalid_argument("--batch-size " + std::to_string(options.batch_size) +
-                                " cannot be divided into --micro-batches " +
-                                std::to_string(options.micro_batches));
-  }
   const int stages = model_stages(options);
   if (!options.cuts.empty() && static_cast<int>(options.cuts.size()) != stages - 1) {
     throw std::invalid_argument("--cuts names " + std::to_string(options.cuts.size()) + " cuts, but " +
@@ -138,6 +131,25 @@ void validate(const Options& options) {
   validate_names(options);
   validate_optimizer(options);
   validate_sizes(options);
+  if (options.batch_size % options.micro_batches != 0) {
+    throw std::invalid_argument("--batch-size " + std::to_string(options.batch_size) +
+                                " cannot be divided into --micro-batches " +
+                                std::to_string(options.micro_batches));
+  }
+}
+
+void validate_schedule(const Options& options) {
+  validate_names(options);
+  validate_sizes(options);
+}
+
+void settle_optimizer(Options& options) {
+  const OptimizerConfig filled =
+      with_rule_defaults(stage_optimizer(find_method(options.method), options.optimizer, {}));
+  options.optimizer.momentum = filled.momentum;
+  options.optimizer.beta1 = filled.beta1;
+  options.optimizer.beta2 = filled.beta2;
+  options.optimizer.eps = filled.eps;
 }
 
 int model_stages(const Options& options) {

@@ -71,6 +71,10 @@ struct Options {
 // Throws std::invalid_argument, naming the option, for an unknown name (with the nearest one) or a number
 // that can never fit. What depends on the model or the data is checked where it is known.
 void validate(const Options& options);
+void validate_schedule(const Options& options);  // what does not concern data or optimizer
+
+// Fills in the hyper-parameters that were not given, so that a run's config tells what it ran with.
+void settle_optimizer(Options& options);
 
 // Stages of the model: several on each of --stages workers where the method wants that.
 int model_stages(const Options& options);

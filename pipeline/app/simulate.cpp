@@ -34,6 +34,7 @@ Case from_options(const Options& options) {
                                                     options.costs[2] * share, options.update_cost * share});
   c.links.assign(static_cast<std::size_t>(stages) - 1, {options.links[0], options.links[1]});
   c.request.minibatches = static_cast<int>(options.mini_batches);
+  c.request.costs = {options.costs[0], options.costs[1], options.costs[2]};
   return c;
 }
 
@@ -48,13 +49,25 @@ Case from_trace(const Options& options) {
                                 options.costs_from, c.costs.size(), stages));
   }
   c.request.minibatches = static_cast<int>(c.measured->minibatches);
+  if (c.measured->microbatches != c.measured->minibatches * options.micro_batches) {
+    throw DataError(fmt::format("{} holds {} micro-batches in {} mini-batches; --micro-batches says {}",
+                                options.costs_from, c.measured->microbatches, c.measured->minibatches,
+                                options.micro_batches));
+  }
+  ComputeCosts mean{0, 0, 0};
+  for (const StageCosts& stage : c.costs) {
+    mean.forward += stage.forward / static_cast<double>(stages);
+    mean.backward_input += stage.backward_input / static_cast<double>(stages);
+    mean.backward_weights += stage.backward_weights / static_cast<double>(stages);
+  }
+  c.request.costs = mean;
   return c;
 }
 
 // The extra copies of weights that the schedule keeps, by stage.
-std::vector<int> weight_versions(Schedule schedule) {
+std::vector<int> weight_versions(const Schedule& schedule) {
   std::vector<int> versions;
-  for (Program& program : schedule.stages) {
+  for (Program program : schedule.stages) {
     const int stashed = materialise_versions(program);
     versions.push_back(1 + stashed + insert_predictions(program));
   }
@@ -130,8 +143,16 @@ ExitCode simulate(const Options& options) {
   request.horizon = horizon_policy(options.horizon);
   request.chunks = options.chunks;
   request.delay = options.delay;
-  request.costs = {options.costs[0], options.costs[1], options.costs[2]};
   request.activation_limit = options.activation_limit;
+  if (c.measured && !c.measured->split) {
+    // A whole backward in one piece: its halves are not known, and only an order that does not need them will
+    // do.
+    if (splits_backward(find_method(options.method).order)) {
+      throw DataError(options.costs_from + " has whole backwards, but " + options.method +
+                      " runs their halves apart; trace a run of one of the zb methods");
+    }
+    request.costs = {};
+  }
   const Schedule schedule = generate_compute(options.method, request);
   const Simulation simulation = pipeoptim::simulate(turns_of(schedule), c.costs, c.links);
   if (options.json) {

@@ -83,6 +83,8 @@ TraceCosts read_trace_costs(const std::string& path) {
     }
   }
   costs.minibatches = weights[0].count;
+  costs.microbatches = compute[0]["F"].count;
+  costs.split = compute[0]["BI"].count > 0;
   for (std::size_t k = 0; k < stages; ++k) {
     auto& ops = compute[k];
     if (ops["F"].count == 0 || ops["F"].count != ops["B"].count + ops["BI"].count) {

@@ -12,11 +12,13 @@ namespace pipeoptim::app {
 struct TraceCosts {  // microseconds
   std::vector<StageCosts> stages;
   std::vector<LinkCosts> links;
-  std::int64_t minibatches = 0;
+  std::int64_t minibatches = 0, microbatches = 0;
+  bool split = false;  // whether input gradients and weight gradients were apart
   double makespan = 0;
 };
 
-// Means over one epoch. Throws DataError for a file that is not such a trace, or holds more than one epoch.
+// Means over the training in the trace. Throws DataError for a file that is not such a trace, or has
+// evaluations between its epochs.
 TraceCosts read_trace_costs(const std::string& path);
 
 }  // namespace pipeoptim::app

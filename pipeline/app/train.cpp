@@ -40,16 +40,12 @@ void print_header(const Options& options, const Engine& engine, const Role& role
   std::fflush(stdout);
 }
 
-double bubble(const StageTiming& timing) {
-  return timing.total_seconds > 0 ? std::max(0.0, 1 - timing.busy_seconds / timing.total_seconds) : 0;
-}
-
 void print_end(const Options& options, const Engine& engine, const TrainingResult& result) {
   if (options.json) {
     nlohmann::ordered_json all = nlohmann::ordered_json::parse(epoch_line(result.last));
     all["steps"] = result.steps;
     all["bubble"] = nlohmann::ordered_json::array();
-    for (const StageTiming& timing : result.timing) all["bubble"].push_back(bubble(timing));
+    for (const StageTiming& timing : result.timing) all["bubble"].push_back(timing.bubble());
     fmt::print("{}\n", all.dump());
     return;
   }
@@ -61,7 +57,7 @@ void print_end(const Options& options, const Engine& engine, const TrainingResul
   const char* worker = model_stages(options) == options.stages ? "stage" : "worker";
   fmt::print("bubble");
   for (std::size_t k = 0; k < result.timing.size(); ++k) {
-    fmt::print("{} {} {} {:.1f} %", k ? "," : "", worker, k, 100 * bubble(result.timing[k]));
+    fmt::print("{} {} {} {:.1f} %", k ? "," : "", worker, k, 100 * result.timing[k].bubble());
   }
   fmt::print("\n");
   if (result.last.skipped_updates > 0) {

@@ -59,6 +59,53 @@ TEST_F(Compare, EqualsTraining) {
   for (std::size_t t = 0; t < losses.size(); ++t) EXPECT_EQ(losses[t], log.at(t).at("loss")) << "step " << t;
 }
 
+// A method that diverges is a result, and the others go on.
+TEST_F(Compare, KeepsDivergedRuns) {
+  const Outcome outcome = compare(
+      {"--methods", "sequential,pipeoptim", "--seeds", "1", "--lr", "1e30", "--run-dir", out("study")});
+  ASSERT_EQ(outcome.code, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("1 diverged"), std::string::npos) << outcome.out;
+  const Json all = Json::parse(read_text(out("study/comparison.json")));
+  for (const Json& method : all.at("methods")) {
+    EXPECT_TRUE(method.at("runs").empty());
+    EXPECT_EQ(method.at("diverged").size(), 1U);
+  }
+}
+
+// Hyper-parameters that nobody gave are those of the rule that trains, whichever way it was chosen.
+TEST_F(Compare, GivesEachRuleItsOwnDefaults) {
+  const std::vector<std::string> lion = {
+      "--model",      "mlp", "--hidden",     "24,20,16", "--steps",  "12", "--lr",     "0.001",
+      "--batch-size", "32",  "--limit-test", "500",      "--stages", "2",  "--device", "cpu"};
+  std::vector<std::string> compared = {"compare", "--methods", "naive+lion", "--seeds",
+                                       "1",       "--run-dir", out("study")};
+  std::vector<std::string> single = {"train", "--method", "naive",         "--optimizer",
+                                     "lion",  "--log",    out("log.jsonl")};
+  compared.insert(compared.end(), lion.begin(), lion.end());
+  single.insert(single.end(), lion.begin(), lion.end());
+  ASSERT_EQ(run(compared).code, 0);
+  ASSERT_EQ(run(single).code, 0);
+  const Json all = Json::parse(read_text(out("study/comparison.json")));
+  EXPECT_EQ(all.at("methods")[0].at("runs")[0].at("losses")[11],
+            read_lines(out("log.jsonl")).at(11).at("loss"));
+}
+
+TEST_F(Compare, ItsConfigMakesTheSameRunsAgain) {
+  ASSERT_EQ(
+      run({"compare", "--model", "mlp", "--hidden", "24", "--steps", "12", "--limit-test", "500", "--stages",
+           "2", "--device", "cpu", "--methods", "pipeoptim", "--seeds", "1", "--run-dir", out("a")})
+          .code,
+      0);
+  ASSERT_EQ(run({"compare", "--config", out("a/config.toml"), "--run-dir", out("b")}).code, 0);
+  const auto losses = [&](const char* folder) {
+    return Json::parse(read_text(out(folder) + "/comparison.json"))
+        .at("methods")[0]
+        .at("runs")[0]
+        .at("losses");
+  };
+  EXPECT_EQ(losses("a"), losses("b"));
+}
+
 TEST_F(Compare, RefusesWhatItCannotRunBeforeItRuns) {
   expect_refused(compare({"--methods", "sequential,pipeoptin"}), 2, {"pipeoptin", "'pipeoptim'"});
   expect_refused(compare({"--methods", "pipeoptim+papper"}), 2, {"'papper'"});
@@ -80,7 +127,7 @@ TEST(Comparison, CountsTheStepsToALoss) {
   // Means of the last four steps: 1.5 steps behind.
   EXPECT_EQ(app::steps_to(run, 5.0), 103);
   EXPECT_EQ(app::steps_to(run, -1.0), std::nullopt);
-  app::Contender slow{"slow", {1}, {1}, {run}};
+  app::Contender slow{"slow", {1}, {1}, {run}, {}};
   app::Contender fast = slow;
   for (double& loss : fast.runs[0].losses) loss /= 2;
   EXPECT_NEAR(app::common_loss({slow, fast}), 10 - 199 * 0.05 + 1.5 * 0.05, 1e-12);
@@ -114,6 +161,13 @@ TEST_F(Simulate, TakesTheCostsOfATrace) {
   EXPECT_GT(all.at("time").get<double>(), 0);
   EXPECT_GT(all.at("measured_time").get<double>(), 0);
   EXPECT_EQ(run({"simulate", "--stages", "3", "--costs-from", out("trace.json")}).code, 1);
+}
+
+TEST_F(Simulate, TakesAnyNumberOfMicrobatches) {
+  EXPECT_EQ(run({"simulate", "--method", "zb-h2", "--stages", "64", "--micro-batches", "256", "--costs",
+                 "1,1.2,0.9"})
+                .code,
+            0);
 }
 
 TEST_F(Simulate, RefusesBadCosts) {

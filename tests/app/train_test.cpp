@@ -222,5 +222,11 @@ TEST_F(Train, CtrlCEndsInOrder) {
   EXPECT_GT(read_lines(out("log")).size(), 1U);
 }
 
+// The method's own optimizer, with the method's own default.
+TEST_F(Train, AsyncNagRunsWithItsMomentum) {
+  ASSERT_EQ(train({"--method", "async-nag", "--run-dir", out("run")}).code, 0);
+  EXPECT_NE(read_text(out("run/config.toml")).find("beta1 = 0.99\n"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace pipeoptim::test

@@ -263,6 +263,46 @@ TEST(VersionTrace, PipeOptim) {
   }
 }
 
+// What the stages' own counters saw, for every method, is what its schedule says;
+// tests/pipeline/schedule_test.cpp holds the schedules to the table of docs/methods.md.
+TEST(VersionTrace, EqualsTheScheduleOfEveryMethod) {
+  constexpr int kMinibatches = 12;
+  for (const Method& method : methods()) {
+    for (const int depth : {1, 2, 3, 4, 8}) {
+      SCOPED_TRACE(std::string(method.name) + ", D = " + std::to_string(depth));
+      const SmallMlp mlp;
+      const int micro = micro_for(method.name);
+      EngineConfig config = config_for(method.name, "adam", micro);
+      if (!divide(config, depth)) continue;
+      const int chunks = chunks_of(method, config.chunks);
+      const Schedule schedule = make_schedule(method.name, {.workers = depth / chunks,
+                                                            .minibatches = kMinibatches,
+                                                            .microbatches_per_update = micro,
+                                                            .chunks = config.chunks});
+      RandomBatches batches(kMinibatches, mlp.records, mlp.widths.front(), mlp.widths.back());
+      const auto engine = mlp.engine(depth, config);
+      std::vector<VersionRecord> trace;
+      train_losses(*engine, batches, kMinibatches, 0.001F, &trace);
+      std::size_t next = 0;
+      for (int k = 0; k < depth; ++k) {
+        for (const Instruction& i : schedule.stages[static_cast<std::size_t>(k)]) {
+          const bool update = i.op == Op::kUpdate || i.op == Op::kUpdatePredict;
+          const bool forward = i.op == Op::kForward;
+          if (!update && !forward && i.op != Op::kBackward && i.op != Op::kBackwardInput) continue;
+          ASSERT_LT(next, trace.size());
+          const VersionRecord& record = trace[next++];
+          EXPECT_EQ(record.stage, k);
+          EXPECT_EQ(record.op, update ? 'U' : forward ? 'F' : 'B');
+          EXPECT_EQ(record.minibatch, i.minibatch);
+          EXPECT_EQ(record.version, i.version) << record.op << i.microbatch;
+          EXPECT_EQ(record.horizon, update ? 0 : i.horizon) << record.op << i.microbatch;
+        }
+      }
+      EXPECT_EQ(next, trace.size());
+    }
+  }
+}
+
 TEST(VersionTrace, PipeDreamUsesOneVersionForBothPasses) {
   for (const VersionRecord& record : trace_of("pipedream", 4, 12)) {
     if (record.op == 'U') continue;

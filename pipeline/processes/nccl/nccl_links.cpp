@@ -22,6 +22,7 @@
 #include <nccl.h>
 
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -39,7 +40,8 @@ namespace pipeoptim {
 namespace {
 
 constexpr int kBlocks = 4;
-constexpr int kSender = 0, kReceiver = 1;  // ranks in each communicator
+constexpr std::chrono::seconds kCallTime(2);  // more than any call that is not blocked takes
+constexpr int kSender = 0, kReceiver = 1;     // ranks in each communicator
 
 void check(ncclResult_t status, const std::string& call,
            std::source_location where = std::source_location::current()) {
@@ -93,8 +95,10 @@ class NcclLinks final : public PeerLinks, public Watched {
 
   void throw_if_failed() override { group_.throw_if_failed(); }
 
+  // A call that stands in the driver, because its queue is full, is no reason to stop watching.
   std::string trouble() noexcept override {
-    const std::lock_guard lock(mutex_);
+    const std::unique_lock lock(mutex_, std::try_to_lock);
+    if (!lock.owns_lock()) return {};
     for (std::size_t i = 0; i < kLinks; ++i) {
       if (comms_[i] == nullptr) continue;
       ncclResult_t state = ncclSuccess;
@@ -106,8 +110,9 @@ class NcclLinks final : public PeerLinks, public Watched {
     return {};
   }
 
+  // Waits a while for a call that is under way; one that stands in the driver is freed by the abort itself.
   void abandon() noexcept override {
-    const std::lock_guard lock(mutex_);
+    const std::unique_lock lock(mutex_, kCallTime);
     for (ncclComm_t& comm : comms_) {
       if (comm != nullptr) static_cast<void>(ncclCommAbort(comm));
       comm = nullptr;
@@ -198,7 +203,7 @@ class NcclLinks final : public PeerLinks, public Watched {
 
   ProcessGroup& group_;
   const int exceptions_ = std::uncaught_exceptions();
-  std::mutex mutex_;  // an abort comes from the watcher
+  std::timed_mutex mutex_;  // an abort comes from the watcher
   std::array<ncclComm_t, kLinks> comms_{};
 };
 
