@@ -155,6 +155,7 @@ class Study {
     options.seed = seed;
     Contender& contender = comparison_.contenders[index];
     TrainingRun run(options, device_, data_, make_engine(options, data_shape(options), device_));
+    run.set_first_weights();
     if (!silent()) {
       fmt::print("{}, seed {} (run {} of {})\n", contender.label, seed, ++started_,
                  settings_.size() * static_cast<std::size_t>(options_.seeds));

@@ -79,6 +79,7 @@ class Job {
         run_(options_, device_, load_run_data(options_), std::move(engine_)) {
     options_.device = device_.backend == Backend::kHost ? "cpu" : "cuda";
     if (group != nullptr) require_same_settings(*group, settings());
+    run_.set_first_weights();
   }
 
   ExitCode run() {

@@ -27,6 +27,9 @@ TrainingRun::TrainingRun(Options& options, Device device, const RunData& data, s
       train_source_(train_loader_),
       test_source_(test_loader_) {
   settle();
+}
+
+void TrainingRun::set_first_weights() {
   if (options_.init.empty()) {
     initialise(*engine_, options_.seed);
   } else {

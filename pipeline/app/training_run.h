@@ -1,4 +1,4 @@
-// One training run as options describe it: data, loaders, engine and first weights, ready to train.
+// One training run as options describe it: data, loaders, engine and first weights.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,10 @@ class TrainingRun {
   // Settles in `options` what was left to the program: cuts, learning-rate schedule, epochs. The options
   // outlive the run.
   TrainingRun(Options& options, Device device, const RunData& data, std::unique_ptr<Engine> engine);
+
+  // From --seed or --init. With several processes the first call that connects them, so that what all have to
+  // agree on comes before it.
+  void set_first_weights();
 
   Engine& engine() { return *engine_; }
   std::int64_t steps() const { return config_.steps; }
