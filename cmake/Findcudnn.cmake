@@ -1,15 +1,3 @@
-# cuDNN 9 or newer, as cudnn::cudnn (NVIDIA ships no package file). Looks beside the CUDA toolkit too.
-find_path(cudnn_INCLUDE_DIR NAMES cudnn_version.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-find_library(cudnn_LIBRARY NAMES cudnn HINTS ${CUDAToolkit_LIBRARY_DIR})
-if(cudnn_INCLUDE_DIR)
-  file(STRINGS ${cudnn_INCLUDE_DIR}/cudnn_version.h cudnn_version_line REGEX "define CUDNN_MAJOR +[0-9]+")
-  string(REGEX MATCH "[0-9]+" cudnn_VERSION "${cudnn_version_line}")
-endif()
-include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(cudnn REQUIRED_VARS cudnn_LIBRARY cudnn_INCLUDE_DIR VERSION_VAR cudnn_VERSION)
-if(cudnn_FOUND AND NOT TARGET cudnn::cudnn)
-  add_library(cudnn::cudnn UNKNOWN IMPORTED)
-  set_target_properties(cudnn::cudnn PROPERTIES IMPORTED_LOCATION "${cudnn_LIBRARY}"
-    INTERFACE_INCLUDE_DIRECTORIES "${cudnn_INCLUDE_DIR}")
-endif()
-mark_as_advanced(cudnn_INCLUDE_DIR cudnn_LIBRARY)
+# cuDNN 9 or newer, as cudnn::cudnn.
+include(NvidiaLibrary)
+pipeoptim_find_nvidia_library(cudnn cudnn_version.h CUDNN)

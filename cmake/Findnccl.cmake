@@ -1,16 +1,3 @@
-# NCCL 2.19 or newer, as nccl::nccl (NVIDIA ships no package file). Looks beside the CUDA toolkit too.
-find_path(nccl_INCLUDE_DIR NAMES nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
-find_library(nccl_LIBRARY NAMES nccl HINTS ${CUDAToolkit_LIBRARY_DIR})
-if(nccl_INCLUDE_DIR)
-  file(STRINGS ${nccl_INCLUDE_DIR}/nccl.h nccl_version_lines REGEX "define NCCL_(MAJOR|MINOR) +[0-9]+")
-  string(REGEX MATCHALL "[0-9]+" nccl_VERSION "${nccl_version_lines}")
-  list(JOIN nccl_VERSION "." nccl_VERSION)
-endif()
-include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(nccl REQUIRED_VARS nccl_LIBRARY nccl_INCLUDE_DIR VERSION_VAR nccl_VERSION)
-if(nccl_FOUND AND NOT TARGET nccl::nccl)
-  add_library(nccl::nccl UNKNOWN IMPORTED)
-  set_target_properties(nccl::nccl PROPERTIES IMPORTED_LOCATION "${nccl_LIBRARY}"
-    INTERFACE_INCLUDE_DIRECTORIES "${nccl_INCLUDE_DIR}")
-endif()
-mark_as_advanced(nccl_INCLUDE_DIR nccl_LIBRARY)
+# NCCL 2.19 or newer, as nccl::nccl.
+include(NvidiaLibrary)
+pipeoptim_find_nvidia_library(nccl nccl.h NCCL)
