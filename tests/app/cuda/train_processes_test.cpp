@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/runtime/device.h"
+#include "tests/app/cuda/four_stages.h"
 #include "tests/app/program.h"
 #include "tests/support/tolerances.h"
 
@@ -21,39 +22,6 @@ class NcclProgram : public ProgramTest {
   void SetUp() override {
     if (device_count(Backend::kCuda) < 4) GTEST_SKIP() << "fewer than four CUDA devices";
     ProgramTest::SetUp();
-  }
-
-  using Arguments = std::vector<std::string>;
-  static Arguments joined(Arguments first, const Arguments& more) {
-    first.insert(first.end(), more.begin(), more.end());
-    return first;
-  }
-
-  // One step changes little: the losses of two backends stay close over 50.
-  static Arguments four_stages(const std::string& model, const std::string& method) {
-    Arguments arguments = {"train",
-                           "--model",
-                           model,
-                           "--method",
-                           method,
-                           "--hidden",
-                           "24,20,16",
-                           "--width",
-                           "4",
-                           "--stages",
-                           "4",
-                           "--steps",
-                           "50",
-                           "--batch-size",
-                           "16",
-                           "--no-shuffle",
-                           "--optimizer",
-                           "sgdm",
-                           "--lr",
-                           "0.0001",
-                           "--limit-test",
-                           "64"};
-    return method == "gpipe" ? joined(arguments, {"--micro-batches", "4"}) : arguments;
   }
 
   // `only` are further arguments of single ranks.
@@ -101,8 +69,7 @@ class NcclProgram : public ProgramTest {
   }
 };
 
-using Case = std::tuple<std::string, std::string>;  // model, method
-class NcclTrain : public NcclProgram, public testing::WithParamInterface<Case> {};
+class NcclTrain : public NcclProgram, public testing::WithParamInterface<ModelAndMethod> {};
 
 TEST_P(NcclTrain, PrintsTheHostsLosses) {
   const auto& [model, method] = GetParam();
@@ -113,13 +80,8 @@ TEST_P(NcclTrain, PrintsTheHostsLosses) {
   expect_success(
       run_all(4, joined(arguments, {"--log", out("nccl"), "--version-trace", out("versions.jsonl")})));
   const std::vector<Json> expected = read_lines(out("host")), actual = read_lines(out("nccl"));
-  ASSERT_EQ(expected.size(), 51U);
-  ASSERT_EQ(actual.size(), expected.size());
-  for (std::size_t t = 0; t < 50; ++t) {
-    const double loss = expected[t].at("loss");
-    EXPECT_NEAR(actual[t].at("loss").get<double>(), loss, tolerance::kDeviceTrajectory * std::max(1.0, loss))
-        << "step " << t;
-  }
+  expect_close_losses(actual, expected);
+  if (HasFatalFailure()) return;
   const double test_loss = expected[50].at("test_loss");
   EXPECT_NEAR(actual[50].at("test_loss").get<double>(), test_loss,
               tolerance::kDeviceTrajectory * std::max(1.0, test_loss));
@@ -130,12 +92,7 @@ TEST_P(NcclTrain, PrintsTheHostsLosses) {
   EXPECT_EQ(versions, read_text(out("host-versions")));
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, NcclTrain,
-                         testing::Combine(testing::Values("mlp", "cnn", "resnet20"),
-                                          testing::Values("pipeoptim", "pipedream", "gpipe")),
-                         [](const testing::TestParamInfo<Case>& test) {
-                           return std::get<0>(test.param) + "_" + std::get<1>(test.param);
-                         });
+INSTANTIATE_TEST_SUITE_P(Models, NcclTrain, models_and_methods(), name_of);
 
 using NcclRun = NcclProgram;
 
