@@ -12,24 +12,7 @@
 #include "pipeline/processes/peer_links.h"
 
 namespace pipeoptim {
-
 namespace {
-
-// The most updates that lie between a forward and its backward.
-int update_gap(const Program& program) {
-  std::vector<int> at_forward;
-  int updates = 0, most = 0;
-  for (const Instruction& i : program) {
-    const auto j = static_cast<std::size_t>(i.microbatch);
-    if (i.op == Op::kUpdate || i.op == Op::kUpdatePredict) ++updates;
-    if (i.op == Op::kForward) {
-      at_forward.resize(std::max(at_forward.size(), j + 1));
-      at_forward[j] = updates;
-    }
-    if (i.op == Op::kBackward || i.op == Op::kBackwardInput) most = std::max(most, updates - at_forward[j]);
-  }
-  return most;
-}
 
 void require_short_horizons(const Schedule& schedule, Predictor predictor) {
   if (predictor == Predictor::kNone) return;
@@ -85,22 +68,19 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   // Slots and copies of the steady state: a pass longer than any warm-up needs no more than this one.
   schedule = make_schedule(config.method, schedule_request(4 * depth + 2 * config.delay));
   require_short_horizons(schedule, config.optimizer.predictor);
+  gaps = schedule.gaps;
   Shape shape = input;
   std::uint64_t random_layer = 0;
   for (int k = 0; k < depth; ++k) {
     const auto index = static_cast<std::size_t>(k);
-    const Program& program = schedule.stages[index];
-    const bool split = std::any_of(program.begin(), program.end(),
-                                   [](const Instruction& i) { return i.op == Op::kBackwardInput; });
     const int worker = schedule.worker_of(k);
     StageOptions options;
     options.device = {config.device.backend, config.device.ordinal + worker * config.devices / workers};
     options.threads = threads_of(worker);
     options.index = k;
-    gaps.push_back(update_gap(program));
     options.optimizer =
-        stage_optimizer(method, config.optimizer, {gaps.back(), config.horizon, config.pipemare_decay});
-    options.split = split ? BackwardSplit::kSplit : BackwardSplit::kJoined;
+        stage_optimizer(method, config.optimizer, {gaps[index], config.horizon, config.pipemare_decay});
+    options.split = splits_backward(schedule.stages[index]) ? BackwardSplit::kSplit : BackwardSplit::kJoined;
     options.input = shape;
     options.slots = schedule.slots[index];
     options.version_slots = schedule.version_slots[index];

@@ -33,7 +33,7 @@ struct EngineCore {
   int first_here = 0, end_here = 0;   // the stages of this process
   std::vector<ModelTensor> tensors;
   std::vector<int> version_copies;
-  std::vector<int> gaps;  // by stage: updates between a forward and its backward in steady state
+  std::vector<std::int32_t> gaps;  // by stage, in steady state
   int workers = 1;
   bool allocated = false;
   PassClock::time_point epoch = PassClock::now();

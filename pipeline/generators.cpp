@@ -88,17 +88,23 @@ struct LiveVersions {
       versions[j] = i.version;
     }
   }
+  std::int32_t gap(std::size_t microbatch) const { return backward[microbatch] - forward[microbatch]; }
+  std::int32_t largest_gap() const {
+    std::int32_t largest = 0;
+    for (std::size_t j = 0; j < backward.size(); ++j) largest = std::max(largest, gap(j));
+    return largest;
+  }
 };
 
 // Annotates F and B with what the method multiplies by. A version older than the live one is left for the
 // version pass to provide.
-void apply_policy(Program& program, WeightPolicy policy, HorizonPolicy horizon, const StageNumbers& at) {
-  const LiveVersions live(program);
+void apply_policy(Program& program, const LiveVersions& live, WeightPolicy policy, HorizonPolicy horizon,
+                  const StageNumbers& at) {
   for (Instruction& i : program) {
     if (i.op == Op::kUpdate) continue;
     const auto j = static_cast<std::size_t>(i.microbatch);
     const bool forward = i.op == Op::kForward;
-    const std::int32_t gap = live.backward[j] - live.forward[j];
+    const std::int32_t gap = live.gap(j);
     switch (policy) {
       case WeightPolicy::kLive:
         break;
@@ -202,7 +208,9 @@ Schedule generate_compute(const std::string& name, const ScheduleRequest& reques
     Program& program = schedule.stages[static_cast<std::size_t>(k)];
     const std::int32_t distance = method.order == ComputeOrder::kDelayed ? request.delay * m : depth - 1 - k;
     note_live_versions(program);
-    apply_policy(program, method.weights, request.horizon, {k, depth, m, distance});
+    const LiveVersions live(program);
+    schedule.gaps.push_back(live.largest_gap());
+    apply_policy(program, live, method.weights, request.horizon, {k, depth, m, distance});
   }
   return schedule;
 }

@@ -55,7 +55,7 @@ void PassRecorder::note_weights(int k, const Instruction& instruction) {
   here->streams[kCompute].submit([here, record, op = instruction.op, horizon = instruction.horizon,
                                   version_slot = instruction.version_slot,
                                   predicted_slot = instruction.predicted_slot]() mutable {
-    if (op == Op::kUpdate || op == Op::kUpdatePredict) {
+    if (is_update(op)) {
       record.version = ++here->version;
       here->versions.push_back(record);  // reserved
     }

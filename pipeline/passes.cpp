@@ -108,9 +108,7 @@ std::int32_t insert_predictions(Program& program) {
 }
 
 std::int32_t assign_slots(Program& program) {
-  const bool split = std::any_of(program.begin(), program.end(),
-                                 [](const Instruction& i) { return i.op == Op::kBackwardWeights; });
-  const Op last_use = split ? Op::kBackwardWeights : Op::kBackward;
+  const Op last_use = splits_backward(program) ? Op::kBackwardWeights : Op::kBackward;
   SlotPool pool;
   std::unordered_map<std::int32_t, std::int32_t> slot_of;
   for (Instruction& instruction : program) {
@@ -132,7 +130,7 @@ void insert_transfers(Program& program, std::int32_t stage, std::int32_t depth) 
   const bool last = stage + 1 == depth;
   for (const Instruction& instruction : program) {
     const bool forward = instruction.op == Op::kForward;
-    const bool backward = instruction.op == Op::kBackward || instruction.op == Op::kBackwardInput;
+    const bool backward = makes_input_gradient(instruction.op);
     if (forward && !first) out.push_back(like(instruction, Op::kReceiveActivation));
     if (backward && !last) out.push_back(like(instruction, Op::kReceiveGradient));
     out.push_back(instruction);

@@ -42,6 +42,11 @@ const char* short_name(Op op) {
   return "?";
 }
 
+bool splits_backward(const Program& program) {
+  return std::any_of(program.begin(), program.end(),
+                     [](const Instruction& i) { return i.op == Op::kBackwardInput; });
+}
+
 namespace {
 
 // The edges of a pipeline as bounded FIFO queues of micro-batches. What is sent in a time unit arrives in the
@@ -343,8 +348,7 @@ std::string draw(const Schedule& schedule, int max_columns) {
     }
     picture += line + "\n";
   }
-  const bool split = std::any_of(schedule.stages[0].begin(), schedule.stages[0].end(),
-                                 [](const Instruction& i) { return i.op == Op::kBackwardInput; });
+  const bool split = splits_backward(schedule.stages[0]);
   return picture +
          (split ? "F, BI, BW: forward, input gradient and weight gradient" : "F, B: forward and backward") +
          " of a micro-batch, drawn one time unit each; updates follow\nbackwards; . is idle" +

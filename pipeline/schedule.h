@@ -29,6 +29,10 @@ constexpr bool is_compute(Op op) {
   return op == Op::kForward || op == Op::kBackward || op == Op::kBackwardInput || op == Op::kBackwardWeights;
 }
 
+constexpr bool makes_input_gradient(Op op) { return op == Op::kBackward || op == Op::kBackwardInput; }
+
+constexpr bool is_update(Op op) { return op == Op::kUpdate || op == Op::kUpdatePredict; }
+
 // Which weights a forward or backward multiplies by.
 enum class WeightSource : std::uint8_t { kLive, kPredicted, kVersion };
 
@@ -48,6 +52,9 @@ struct Instruction {
 
 using Program = std::vector<Instruction>;
 
+// Whether its backwards come in two parts.
+bool splits_backward(const Program& program);
+
 struct Schedule {
   std::vector<Program> stages;
   std::int32_t microbatches = 0;  // between two flushes
@@ -55,6 +62,7 @@ struct Schedule {
   std::vector<std::int32_t> slots;            // per stage: activation slots needed
   std::vector<std::int32_t> version_slots;    // per stage: extra full weight copies for kVersion
   std::vector<std::int32_t> predicted_slots;  // per stage: predicted weight copies
+  std::vector<std::int32_t> gaps;             // per stage: most updates between a forward and its backward
   // Only where a worker holds several stages: the worker of each stage, and for each worker the stages whose
   // next forward or backward it runs, in order.
   std::vector<std::int32_t> workers;

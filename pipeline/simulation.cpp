@@ -74,8 +74,7 @@ class Simulator {
   }
   double ready_at(const Turn& turn) const {
     if (turn.op == Op::kForward) return input_[at(turn.stage, turn.microbatch)];
-    if (turn.op == Op::kBackward || turn.op == Op::kBackwardInput)
-      return gradient_[at(turn.stage, turn.microbatch)];
+    if (makes_input_gradient(turn.op)) return gradient_[at(turn.stage, turn.microbatch)];
     return 0;  // what they read was made on this worker
   }
   double cost(const Turn& turn) const {
@@ -118,7 +117,7 @@ class Simulator {
       input_[at(k + 1, turn.microbatch)] = pass(activation_link_[link], end, links_[link].activation);
       return k + 1;
     }
-    if ((turn.op != Op::kBackward && turn.op != Op::kBackwardInput) || k == 0) return -1;
+    if (!makes_input_gradient(turn.op) || k == 0) return -1;
     const auto link = static_cast<std::size_t>(k) - 1;
     gradient_[at(k - 1, turn.microbatch)] = pass(gradient_link_[link], end, links_[link].gradient);
     return k - 1;
@@ -154,7 +153,6 @@ double Simulation::bubble() const {
 Turns turns_of(const Schedule& schedule) {
   Turns turns(static_cast<std::size_t>(schedule.worker_count()));
   std::vector<std::size_t> next(schedule.stages.size(), 0);
-  const auto updates = [](Op op) { return op == Op::kUpdate || op == Op::kUpdatePredict; };
   // The stage's next forward or backward, and the updates behind it.
   const auto take = [&](std::vector<Turn>& list, std::int32_t k) {
     const Program& program = schedule.stages[static_cast<std::size_t>(k)];
@@ -163,8 +161,8 @@ Turns turns_of(const Schedule& schedule) {
       const Instruction& i = program[index];
       if (taken && is_compute(i.op)) return;
       taken = taken || is_compute(i.op);
-      if (is_compute(i.op) || updates(i.op)) {
-        list.push_back({updates(i.op) ? Op::kUpdate : i.op, k, i.microbatch});
+      if (is_compute(i.op) || is_update(i.op)) {
+        list.push_back({is_update(i.op) ? Op::kUpdate : i.op, k, i.microbatch});
       }
     }
   };

@@ -5,11 +5,9 @@
 #include <charconv>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "kernels/runtime/error.h"
-#include "kernels/runtime/names.h"
 #include "pipeline/app/app.h"
 #include "pipeline/app/comparison.h"
 #include "pipeline/app/interrupt.h"
@@ -79,17 +77,15 @@ Options contender_options(const Options& common, const std::string& text) {
   const std::vector<std::string> parts = split(text, '+');
   Options options = common;
   options.method = parts[0];
-  if (among(options.method, method_names())) {
-    const Method& method = find_method(options.method);
-    const bool delayed = method.order == ComputeOrder::kDelayed;
-    if (delayed || method.order == ComputeOrder::kSequential) {
-      options.stages = 1;
-      options.cuts.clear();
-      options.devices = std::min(options.devices, 1);
-    }
-    if (!delayed) options.delay = 0;
-    if (options.chunks > method.chunks.most) options.chunks = 0;
+  const Method& method = find_method(options.method);
+  const bool delayed = method.order == ComputeOrder::kDelayed;
+  if (delayed || method.order == ComputeOrder::kSequential) {
+    options.stages = 1;
+    options.cuts.clear();
+    options.devices = std::min(options.devices, 1);
   }
+  if (!delayed) options.delay = 0;
+  if (options.chunks > method.chunks.most) options.chunks = 0;
   for (std::size_t i = 1; i < parts.size(); ++i) apply(options, parts[i]);
   validate(options);
   settle_optimizer(options);
@@ -108,13 +104,14 @@ class Study {
       : line_(line),
         options_(line.options()),
         device_(choose_device(options_.device)),
+        shape_(data_shape(options_)),
         directory_(options_.run_dir, options_.overwrite) {
     for (const std::string& text : split(options_.methods, ',')) {
       settings_.push_back(contender_options(options_, text));
       comparison_.contenders.push_back(
           {.label = text, .weight_versions = {}, .stage_bytes = {}, .runs = {}, .diverged = {}});
       // Refuses before the first run what the last could not do.
-      describe(comparison_.contenders.back(), *make_engine(settings_.back(), data_shape(options_), device_));
+      describe(comparison_.contenders.back(), *make_engine(settings_.back(), shape_, device_));
     }
     data_ = load_run_data(options_);
     comparison_.setting =
@@ -154,14 +151,14 @@ class Study {
     Options options = settings_[index];
     options.seed = seed;
     Contender& contender = comparison_.contenders[index];
-    TrainingRun run(options, device_, data_, make_engine(options, data_shape(options), device_));
+    TrainingRun run(options, device_, data_, make_engine(options, shape_, device_));
     run.set_first_weights();
+    if (started_++ == 0) keep_config(options);
     if (!silent()) {
-      fmt::print("{}, seed {} (run {} of {})\n", contender.label, seed, ++started_,
+      fmt::print("{}, seed {} (run {} of {})\n", contender.label, seed, started_,
                  settings_.size() * static_cast<std::size_t>(options_.seeds));
       std::fflush(stdout);
     }
-    if (contender.runs.empty() && contender.diverged.empty() && index == 0) keep_config(options);
     ComparedRun result;
     result.seed = seed;
     double records = 0, seconds = 0;
@@ -225,6 +222,7 @@ class Study {
   CommandLine& line_;
   Options& options_;
   Device device_;
+  DataShape shape_;
   RunDirectory directory_;
   std::vector<Options> settings_;  // of each contender
   RunData data_;

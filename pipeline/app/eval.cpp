@@ -1,7 +1,6 @@
 // `pipeoptim eval`: loss and accuracy of saved weights on the test split.
 #include <fmt/format.h>
 
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
@@ -41,13 +40,7 @@ ExitCode evaluate(const Options& options, ProcessGroup* group) {
 
 ExitCode evaluate(const Options& options) {
   if (options.init.empty()) throw std::invalid_argument("eval needs weights: --init FILE.safetensors");
-  const std::unique_ptr<ProcessGroup> group = join_processes(options);
-  try {
-    return evaluate(options, group.get());
-  } catch (const std::exception& error) {
-    if (group) group->fail(error.what());
-    throw;
-  }
+  return with_processes(options, [&](ProcessGroup* group) { return evaluate(options, group); });
 }
 
 }  // namespace pipeoptim::app

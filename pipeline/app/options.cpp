@@ -156,6 +156,16 @@ int model_stages(const Options& options) {
   return options.stages * chunks_of(find_method(options.method), options.chunks);
 }
 
+ScheduleRequest schedule_request(const Options& options) {
+  return {.workers = options.stages,
+          .microbatches_per_update = options.micro_batches,
+          .horizon = horizon_policy(options.horizon),
+          .chunks = options.chunks,
+          .delay = options.delay,
+          .costs = {options.costs[0], options.costs[1], options.costs[2]},
+          .activation_limit = options.activation_limit};
+}
+
 std::string rule_name(const Options& options) {
   const std::string own = find_method(options.method).rule;
   return own.empty() ? options.optimizer.rule : own;

@@ -79,6 +79,9 @@ void settle_optimizer(Options& options);
 // Stages of the model: several on each of --stages workers where the method wants that.
 int model_stages(const Options& options);
 
+// All of it but the number of mini-batches.
+ScheduleRequest schedule_request(const Options& options);
+
 // The optimizer that trains: the method's own where it has one.
 std::string rule_name(const Options& options);
 

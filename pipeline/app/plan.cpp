@@ -82,15 +82,8 @@ void print_memory(const std::vector<StageInfo>& stages) {
 
 void print_schedule(const Options& options) {
   const int work = 2 * options.stages + options.delay + 2;
-  ScheduleRequest request;
-  request.workers = options.stages;
-  request.chunks = options.chunks;
-  request.delay = options.delay;
-  request.costs = {options.costs[0], options.costs[1], options.costs[2]};
-  request.activation_limit = options.activation_limit;
-  request.microbatches_per_update = options.micro_batches;
+  ScheduleRequest request = schedule_request(options);
   request.minibatches = std::max(2, (work + options.micro_batches - 1) / options.micro_batches);
-  request.horizon = horizon_policy(options.horizon);
   const Schedule schedule = make_schedule(options.method, request);
   fmt::print("\nschedule of {}, {} mini-batches of {}\n{}", options.method, request.minibatches,
              options.micro_batches == 1 ? std::string("1 micro-batch")

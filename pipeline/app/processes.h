@@ -1,6 +1,7 @@
 // The program as one of several processes: joining the others, and who does what for all.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <string>
 
@@ -21,6 +22,18 @@ struct Role {
 // fit, DataError where there is no device, DeviceError where the others do not come.
 std::unique_ptr<ProcessGroup> join_processes(const Options& options);
 Role role_of(ProcessGroup* group);
+
+// Calls work(group), null for a lone process. What it throws ends the other processes, too.
+template <typename Work>
+auto with_processes(const Options& options, const Work& work) {
+  const std::unique_ptr<ProcessGroup> group = join_processes(options);
+  try {
+    return work(group.get());
+  } catch (const std::exception& error) {
+    if (group) group->fail(error.what());
+    throw;
+  }
+}
 
 // The device of this process among those that it sees. Makes it current, before anything else is done there.
 Device own_device(const Options& options);

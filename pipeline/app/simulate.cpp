@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,18 +28,19 @@ struct Case {
 // The same costs for every stage; a chunk of v stages on a worker costs its v-th part.
 Case from_options(const Options& options) {
   Case c;
+  c.request = schedule_request(options);
   const int stages = model_stages(options);
   const double share = static_cast<double>(options.stages) / stages;
   c.costs.assign(static_cast<std::size_t>(stages), {options.costs[0] * share, options.costs[1] * share,
                                                     options.costs[2] * share, options.update_cost * share});
   c.links.assign(static_cast<std::size_t>(stages) - 1, {options.links[0], options.links[1]});
   c.request.minibatches = static_cast<int>(options.mini_batches);
-  c.request.costs = {options.costs[0], options.costs[1], options.costs[2]};
   return c;
 }
 
 Case from_trace(const Options& options) {
   Case c;
+  c.request = schedule_request(options);
   c.measured = read_trace_costs(options.costs_from);
   c.costs = c.measured->stages;
   c.links = c.measured->links;
@@ -54,13 +55,17 @@ Case from_trace(const Options& options) {
                                 options.costs_from, c.measured->microbatches, c.measured->minibatches,
                                 options.micro_batches));
   }
-  ComputeCosts mean{0, 0, 0};
+  if (!c.measured->split) {  // the halves of a backward are not known
+    if (!splits_backward(find_method(options.method).order)) return c;
+    throw DataError(options.costs_from + " has whole backwards, but " + options.method +
+                    " runs their halves apart; trace a run of one of the zb methods");
+  }
+  ComputeCosts& mean = c.request.costs = {0, 0, 0};
   for (const StageCosts& stage : c.costs) {
     mean.forward += stage.forward / static_cast<double>(stages);
     mean.backward_input += stage.backward_input / static_cast<double>(stages);
     mean.backward_weights += stage.backward_weights / static_cast<double>(stages);
   }
-  c.request.costs = mean;
   return c;
 }
 
@@ -136,24 +141,8 @@ void print_json(const Case& c, const Schedule& schedule, const Simulation& simul
 }  // namespace
 
 ExitCode simulate(const Options& options) {
-  Case c = options.costs_from.empty() ? from_options(options) : from_trace(options);
-  ScheduleRequest& request = c.request;
-  request.workers = options.stages;
-  request.microbatches_per_update = options.micro_batches;
-  request.horizon = horizon_policy(options.horizon);
-  request.chunks = options.chunks;
-  request.delay = options.delay;
-  request.activation_limit = options.activation_limit;
-  if (c.measured && !c.measured->split) {
-    // A whole backward in one piece: its halves are not known, and only an order that does not need them will
-    // do.
-    if (splits_backward(find_method(options.method).order)) {
-      throw DataError(options.costs_from + " has whole backwards, but " + options.method +
-                      " runs their halves apart; trace a run of one of the zb methods");
-    }
-    request.costs = {};
-  }
-  const Schedule schedule = generate_compute(options.method, request);
+  const Case c = options.costs_from.empty() ? from_options(options) : from_trace(options);
+  const Schedule schedule = generate_compute(options.method, c.request);
   const Simulation simulation = pipeoptim::simulate(turns_of(schedule), c.costs, c.links);
   if (options.json) {
     print_json(c, schedule, simulation);

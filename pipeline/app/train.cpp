@@ -154,14 +154,10 @@ class Job {
 }  // namespace
 
 ExitCode train(CommandLine& line) {
-  const std::unique_ptr<ProcessGroup> group = join_processes(line.options());
-  try {
-    name_outputs(line.options(), role_of(group.get()));
-    return Job(line, group.get()).run();
-  } catch (const std::exception& error) {
-    if (group) group->fail(error.what());
-    throw;
-  }
+  return with_processes(line.options(), [&](ProcessGroup* group) {
+    name_outputs(line.options(), role_of(group));
+    return Job(line, group).run();
+  });
 }
 
 }  // namespace pipeoptim::app

@@ -124,7 +124,7 @@ TEST_P(Trajectory, EqualsSimulationWithSeveralStagesOnAWorker) {
   settings.reads = [&](int k, int t, bool forward) -> oracle::Reads {
     int updates = 0, at_forward = 0;
     for (const Instruction& i : schedule.stages[static_cast<std::size_t>(k)]) {
-      if (i.op == Op::kUpdate || i.op == Op::kUpdatePredict) ++updates;
+      if (is_update(i.op)) ++updates;
       if (i.op == Op::kForward && i.microbatch == t) at_forward = updates;
       if (i.op == Op::kBackward && i.microbatch == t) break;
     }
@@ -286,9 +286,9 @@ TEST(VersionTrace, EqualsTheScheduleOfEveryMethod) {
       std::size_t next = 0;
       for (int k = 0; k < depth; ++k) {
         for (const Instruction& i : schedule.stages[static_cast<std::size_t>(k)]) {
-          const bool update = i.op == Op::kUpdate || i.op == Op::kUpdatePredict;
+          const bool update = is_update(i.op);
           const bool forward = i.op == Op::kForward;
-          if (!update && !forward && i.op != Op::kBackward && i.op != Op::kBackwardInput) continue;
+          if (!update && !forward && !makes_input_gradient(i.op)) continue;
           ASSERT_LT(next, trace.size());
           const VersionRecord& record = trace[next++];
           EXPECT_EQ(record.stage, k);

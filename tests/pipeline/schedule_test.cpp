@@ -42,8 +42,7 @@ Passes passes_of(const Schedule& schedule, int k) {
   Passes passes{std::vector<Instruction>(size), std::vector<Instruction>(size)};
   for (const Instruction& i : schedule.stages[static_cast<std::size_t>(k)]) {
     if (i.op == Op::kForward) passes.forward[static_cast<std::size_t>(i.microbatch)] = i;
-    const bool backward = i.op == Op::kBackward || i.op == Op::kBackwardInput;
-    if (backward) passes.backward[static_cast<std::size_t>(i.microbatch)] = i;
+    if (makes_input_gradient(i.op)) passes.backward[static_cast<std::size_t>(i.microbatch)] = i;
   }
   return passes;
 }
@@ -199,7 +198,7 @@ TEST_P(Schedules, AreIssuedSoThatNothingIsOverwrittenBeforeItsReceive) {
       if (i.op == Op::kForward) {
         ASSERT_EQ(outputs[k][slot], -1);
       }
-      if (i.op == Op::kBackward || i.op == Op::kBackwardInput) {
+      if (makes_input_gradient(i.op)) {
         ASSERT_EQ(gradients[k][slot], -1);
       }
       if (i.op == Op::kSendActivation) outputs[k][slot] = i.microbatch;
