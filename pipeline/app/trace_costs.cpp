@@ -52,12 +52,15 @@ bool is_update(const Span& span) { return span.stream == 0 && (span.op == "U" ||
 
 TraceCosts read_trace_costs(const std::string& path) {
   std::vector<Span> spans = read_spans(path);
-  // What follows the last update is evaluation.
+  // What follows a stage's last update is evaluation, which other stages may not have come to yet.
+  std::map<std::size_t, double> last_updates;
   double last_update = 0;
   for (const Span& span : spans) {
-    if (is_update(span)) last_update = std::max(last_update, span.end);
+    if (!is_update(span)) continue;
+    last_updates[span.stage] = std::max(last_updates[span.stage], span.end);
+    last_update = std::max(last_update, span.end);
   }
-  std::erase_if(spans, [&](const Span& span) { return span.end > last_update; });
+  std::erase_if(spans, [&](const Span& span) { return span.end > last_updates[span.stage]; });
   if (spans.empty()) throw DataError(path + " holds no training");
 
   std::size_t stages = 0;
