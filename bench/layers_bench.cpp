@@ -36,21 +36,25 @@ class Copy {
  public:
   explicit Copy(Stream& stream) : stream_(stream) {}
   double seconds_per_unit() {
-    return seconds(stream_,
-                   [&] {
-                     stream_.submit([from = from_.data(), to = to_.data(), count = stream_.threads()] {
-#pragma omp parallel for num_threads(count) schedule(static, 1)
-                       for (int thread = 0; thread < count; ++thread) {
-                         const Part part = part_of(kN, thread, count);
-                         std::copy(from + part.begin, from + part.end, to + part.begin);
-                       }
-                     });
-                   }) /
-           (2.0 * sizeof(float) * kN);
+    return seconds(stream_, [&] { enqueue(); }) / (2.0 * sizeof(float) * kN);
   }
 
  private:
   static constexpr std::int64_t kN = 1 << 24;
+
+  void enqueue() {
+    if (stream_.device().backend == Backend::kCuda) {
+      return stream_.copy(to_.data(), from_.data(), sizeof(float) * kN);
+    }
+    stream_.submit([from = from_.data(), to = to_.data(), count = stream_.threads()] {
+#pragma omp parallel for num_threads(count) schedule(static, 1)
+      for (int thread = 0; thread < count; ++thread) {
+        const Part part = part_of(kN, thread, count);
+        std::copy(from + part.begin, from + part.end, to + part.begin);
+      }
+    });
+  }
+
   Stream& stream_;
   Buffer<float> from_ = random_buffer(kN), to_ = random_buffer(kN);
 };
@@ -87,14 +91,14 @@ class PlannedLayer {
  public:
   PlannedLayer(Layer& layer, const Shape& input)
       : layer_(layer),
-        plan_(layer.plan(Device::host(), threads(), input)),
+        plan_(layer.plan(device(), threads(), input)),
         input_shape_(input),
         input_(random_buffer(input.elements())),
         output_(random_buffer(plan_.output.elements())),
         output_gradient_(random_buffer(plan_.output.elements())),
         input_gradient_(random_buffer(input.elements())),
-        stash_(Device::host(), plan_.stash_bytes),
-        workspace_(Device::host(), plan_.workspace_bytes) {
+        stash_(device(), plan_.stash_bytes),
+        workspace_(device(), plan_.workspace_bytes) {
     for (const Parameter& parameter : layer.parameters()) {
       weights_.push_back(random_buffer(parameter.shape.elements(), 0.1F));
       gradients_.push_back(random_buffer(parameter.shape.elements()));
@@ -145,7 +149,7 @@ class PlannedLayer {
 
 // A layer whose three parts are bound by arithmetic, each with a third of the operations.
 void measure_products(benchmark::State& state, Layer& layer, const Shape& input) {
-  Stream stream(Device::host(), {.threads = threads()});
+  Stream stream(device(), {.threads = threads()});
   MatrixProduct ceiling(stream);
   PlannedLayer planned(layer, input);
   const double flops = planned.plan().forward_flops;
@@ -174,7 +178,7 @@ void linear(benchmark::State& state, std::int64_t in, std::int64_t out) {
 // The forward reads its input twice, for the statistics and then for the output; the backward does the same
 // with two arrays. The weight gradient is done by then.
 void batch_norm_relu(benchmark::State& state, const Shape& input) {
-  Stream stream(Device::host(), {.threads = threads()});
+  Stream stream(device(), {.threads = threads()});
   Copy ceiling(stream);
   BatchNorm2d layer(input[3], {.activation = Activation::kRelu});
   PlannedLayer planned(layer, input);
@@ -190,21 +194,20 @@ void batch_norm_relu(benchmark::State& state, const Shape& input) {
 
 // One pass gives the loss and its gradient.
 void softmax_cross_entropy(benchmark::State& state, std::int64_t records, std::int64_t classes) {
-  Stream stream(Device::host(), {.threads = threads()});
+  Stream stream(device(), {.threads = threads()});
   Copy ceiling(stream);
   SoftmaxCrossEntropy loss;
   const Shape shape{records, classes};
   const Buffer<float> logits = random_buffer(shape.elements()), gradient = random_buffer(shape.elements());
-  const Memory workspace(Device::host(), loss.workspace_bytes(shape));
-  std::vector<std::int32_t> labels(static_cast<std::size_t>(records), 1);
-  double sum = 0;
-  std::int32_t correct = 0;
+  const Memory workspace(device(), loss.workspace_bytes(shape));
+  const Buffer<std::int32_t> labels(device(), static_cast<std::size_t>(records)), correct(device(), 1);
+  const Buffer<double> sum(device(), 1);
   const LossContext context{.stream = stream,
                             .logits = {logits.data(), shape},
                             .labels = labels.data(),
                             .logits_gradient = {gradient.data(), shape},
-                            .loss_sum = &sum,
-                            .correct = &correct,
+                            .loss_sum = sum.data(),
+                            .correct = correct.data(),
                             .workspace = workspace.data()};
   Measurement<Copy> both(stream, ceiling, "both", 2.0 * sizeof(float) * static_cast<double>(logits.size()));
   for ([[maybe_unused]] auto _ : state) state.SetIterationTime(both.run([&] { loss.run(context); }));

@@ -18,7 +18,7 @@ void report(benchmark::State& state, const char* operation, double operations) {
 }
 
 void submit(benchmark::State& state) {
-  Stream stream(Device::host());
+  Stream stream(device());
   for ([[maybe_unused]] auto _ : state) {
     for (int i = 0; i < kBatch; ++i) stream.submit([] {});
     stream.synchronize();
@@ -27,7 +27,7 @@ void submit(benchmark::State& state) {
 }
 
 void submit_and_synchronize(benchmark::State& state) {
-  Stream stream(Device::host());
+  Stream stream(device());
   for ([[maybe_unused]] auto _ : state) {
     stream.submit([] {});
     stream.synchronize();
@@ -36,7 +36,7 @@ void submit_and_synchronize(benchmark::State& state) {
 }
 
 void launch(benchmark::State& state) {
-  Stream stream(Device::host(), {.threads = threads()});
+  Stream stream(device(), {.threads = threads()});
   for ([[maybe_unused]] auto _ : state) {
     for (int i = 0; i < kBatch; ++i) launch_nothing(stream);
     stream.synchronize();
@@ -45,8 +45,8 @@ void launch(benchmark::State& state) {
 }
 
 void record_and_wait(benchmark::State& state) {
-  Stream stream(Device::host());
-  Event event(Device::host());
+  Stream stream(device());
+  Event event(device());
   for ([[maybe_unused]] auto _ : state) {
     for (int i = 0; i < kBatch / 2; ++i) {
       stream.record(event);
@@ -59,8 +59,8 @@ void record_and_wait(benchmark::State& state) {
 
 // Work goes from stream A to stream B and back to A.
 void hop(benchmark::State& state) {
-  Stream a(Device::host()), b(Device::host());
-  Event there(Device::host()), back(Device::host());
+  Stream a(device()), b(device());
+  Event there(device()), back(device());
   constexpr int kHops = 64;
   for ([[maybe_unused]] auto _ : state) {
     for (int i = 0; i < kHops; ++i) {
@@ -106,6 +106,7 @@ void engine(benchmark::State& state, const char* method) {
   std::vector<std::vector<NamedLayer>> stages(static_cast<std::size_t>(state.range(0)));
   for (auto& stage : stages) stage.push_back({"nothing", std::make_unique<NoLayer>()});
   EngineConfig config;
+  config.device = device();
   config.threads = threads();
   config.method = method;
   Engine engine(config, std::move(stages), std::make_unique<NoLoss>(), {1, 1});

@@ -26,7 +26,8 @@ struct Case {
 // The same random mini-batch again and again.
 class SyntheticBatch final : public BatchSource {
  public:
-  explicit SyntheticBatch(const Shape& input) : inputs_(random_buffer(input.elements())) {
+  explicit SyntheticBatch(const Shape& input)
+      : inputs_(random_buffer(input.elements(), 1, MemoryKind::kPinned)) {
     for (std::int64_t i = 0; i < input[0]; ++i) labels_.push_back(static_cast<std::int32_t>(i % 10));
   }
   Batch acquire(std::int64_t) override { return {inputs_.data(), labels_.data()}; }
@@ -42,6 +43,7 @@ std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const cha
   std::vector<NamedLayer> layers = make_model(c.model, options);
   const Cuts cuts = balanced_cuts(layer_costs(layers, input), stages);
   EngineConfig config;
+  config.device = device();
   config.threads = threads();
   config.method = method;
   config.optimizer.rule = c.rule;

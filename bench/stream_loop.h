@@ -5,24 +5,12 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <stdexcept>
 #include <vector>
 
 #include "bench/support.h"
+#include "bench/traffic.h"
 
 namespace pipeoptim::bench {
-
-// Arrays that a pass only reads, reads and writes, and only writes. The loop leaves the `kept` ones as they
-// are.
-struct Traffic {
-  std::vector<const float*> read = {};
-  std::vector<float*> kept = {}, written = {};
-
-  // Counts each read and write once; what a store fetches into the cache beforehand does not count.
-  int bytes_per_element() const {
-    return static_cast<int>(sizeof(float) * (read.size() + 2 * kept.size() + written.size()));
-  }
-};
 
 enum class Stores { kOrdinary, kNonTemporal };  // of the arrays that are only written
 
@@ -65,31 +53,12 @@ void enqueue_loop(Stream& stream, const Traffic& traffic, std::int64_t n) {
   });
 }
 
-// The numbers of arrays that the passes of the rules have.
 template <Stores kStores>
 void enqueue(Stream& stream, const Traffic& traffic, std::int64_t n) {
-  switch (100 * traffic.read.size() + 10 * traffic.kept.size() + traffic.written.size()) {
-    case 111:
-      return enqueue_loop<1, 1, 1, kStores>(stream, traffic, n);
-    case 112:
-      return enqueue_loop<1, 1, 2, kStores>(stream, traffic, n);
-    case 120:
-      return enqueue_loop<1, 2, 0, kStores>(stream, traffic, n);
-    case 121:
-      return enqueue_loop<1, 2, 1, kStores>(stream, traffic, n);
-    case 122:
-      return enqueue_loop<1, 2, 2, kStores>(stream, traffic, n);
-    case 130:
-      return enqueue_loop<1, 3, 0, kStores>(stream, traffic, n);
-    case 131:
-      return enqueue_loop<1, 3, 1, kStores>(stream, traffic, n);
-    case 201:
-      return enqueue_loop<2, 0, 1, kStores>(stream, traffic, n);
-    case 301:
-      return enqueue_loop<3, 0, 1, kStores>(stream, traffic, n);
-    default:
-      throw std::logic_error("no loop for these arrays");
-  }
+  if (stream.device().backend == Backend::kCuda) return enqueue_device_loop(stream, traffic, n);
+  with_counts(traffic, [&]<int kRead, int kKept, int kWritten>() {
+    enqueue_loop<kRead, kKept, kWritten, kStores>(stream, traffic, n);
+  });
 }
 
 // Seconds for what `enqueue` puts on the stream, which works on `n` elements. Short passes are measured many

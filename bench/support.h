@@ -5,8 +5,8 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -27,6 +27,18 @@ inline int threads() {
   return count;
 }
 
+// PIPEOPTIM_BENCH_DEVICE: cpu (default), or cuda for the first CUDA device.
+inline Device device() {
+  const char* variable = std::getenv("PIPEOPTIM_BENCH_DEVICE");
+  const std::string name = variable ? variable : "cpu";
+  if (name != "cpu" && name != "cuda") {
+    throw std::invalid_argument("PIPEOPTIM_BENCH_DEVICE is '" + name + "'; known: cpu, cuda");
+  }
+  const Device chosen = name == "cpu" ? Device::host() : Device::cuda(0);
+  require_usable(chosen);
+  return chosen;
+}
+
 class Samples {
  public:
   void add(double value) { values_.push_back(value); }
@@ -42,24 +54,33 @@ class Samples {
   std::vector<double> values_;
 };
 
-// From here to the end of what `enqueue` puts on the stream.
+// From the start to the end of what `enqueue` puts on the stream, by the stream's own clock.
 template <typename Enqueue>
 double seconds(Stream& stream, const Enqueue& enqueue) {
-  const auto begin = std::chrono::steady_clock::now();
+  Event begin(stream.device(), EventTiming::kOn), end(stream.device(), EventTiming::kOn);
+  stream.record(begin);
   enqueue();
+  stream.record(end);
   stream.synchronize();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return end.milliseconds_since(begin) * 1e-3;
 }
 
-// Values in +-`scale`, none of them near 0, where arithmetic can be slow.
-inline Buffer<float> random_buffer(std::int64_t size, float scale = 1) {
-  Buffer<float> buffer(Device::host(), static_cast<std::size_t>(size));
+// Values in +-`scale`, none of them near 0, where arithmetic can be slow. kPinned: the host can read them,
+// too.
+inline Buffer<float> random_buffer(std::int64_t size, float scale = 1,
+                                   MemoryKind kind = MemoryKind::kDevice) {
+  const Device where = device();
+  Buffer<float> buffer(where, static_cast<std::size_t>(size), kind);
+  const bool readable = where == Device::host() || kind == MemoryKind::kPinned;
+  Buffer<float> staged;
+  if (!readable) staged = Buffer<float>(Device::host(), buffer.size());
   std::uint32_t state = 1;
-  for (float& value : buffer.host_span()) {
+  for (float& value : (readable ? buffer : staged).host_span()) {
     state = state * 1664525U + 1013904223U;
     const float size_of_value = scale * (0.1F + static_cast<float>(state >> 9) * 0x1p-24F);
     value = (state & 256U) != 0 ? size_of_value : -size_of_value;
   }
+  if (!readable) copy_from_host(buffer.data(), staged.data(), buffer.size() * sizeof(float), where);
   return buffer;
 }
 
@@ -81,8 +102,13 @@ inline int run(int argc, char** argv) {
   int count = static_cast<int>(arguments.size());
   benchmark::Initialize(&count, arguments.data());
   if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 2;
-  benchmark::AddCustomContext("device", describe(Device::host()));
-  benchmark::AddCustomContext("threads", std::to_string(threads()));
+  try {
+    benchmark::AddCustomContext("device", describe(device()));
+    benchmark::AddCustomContext("threads", std::to_string(threads()));
+  } catch (const std::invalid_argument& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
   benchmark::RunSpecifiedBenchmarks();
   return 0;
 }

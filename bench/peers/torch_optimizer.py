@@ -52,8 +52,8 @@ def step_and_predict(rule, optimizer, weights):
         weight.copy_(live)
 
 
-def make_weights(elements, tensors):
-    weights = [torch.nn.Parameter(torch.randn(elements // tensors)) for _ in range(tensors)]
+def make_weights(elements, tensors, device):
+    weights = [torch.nn.Parameter(torch.randn(elements // tensors, device=device)) for _ in range(tensors)]
     for weight in weights:
         weight.grad = 0.1 * torch.randn_like(weight)
     return weights
@@ -66,10 +66,13 @@ def median_seconds(rule, mode, weights, repetitions):
         step_and_predict(rule, optimizer, weights)  # the first step makes the state
     except (TypeError, RuntimeError):
         return None
+    wait = torch.cuda.synchronize if weights[0].is_cuda else lambda: None
     times = []
     for _ in range(repetitions):
+        wait()
         begin = time.perf_counter()
         step_and_predict(rule, optimizer, weights)
+        wait()
         times.append(time.perf_counter() - begin)
     return statistics.median(times)
 
@@ -80,13 +83,15 @@ def main():
     parser.add_argument("--elements", type=int, default=1 << 24)
     parser.add_argument("--tensors", type=int, default=1, help="of equal size, all elements together")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repetitions", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     for rule in options.rules:
         for mode in MODES:
-            seconds = median_seconds(rule, mode, make_weights(options.elements, options.tensors), options.repetitions)
+            weights = make_weights(options.elements, options.tensors, options.device)
+            seconds = median_seconds(rule, mode, weights, options.repetitions)
             if seconds is not None:
                 line = {"rule": rule, "mode": mode, "elements": options.elements, "seconds": seconds}
                 print(json.dumps(line), flush=True)

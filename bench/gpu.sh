@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one call: builds for this card, tests, the card's own checks, a training, benchmarks,
+# PyTorch. gpu.sh [RESULTS]; RESULTS is bench/results/CARD unless given. A step that fails does not stop the others;
+# the end code is 1 then, and RESULTS/STEP.log says why. PYTHON names an interpreter that has PyTorch.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+
+if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then export PATH="$PATH:/usr/local/cuda/bin"; fi
+for program in nvcc nvidia-smi cmake ninja python3; do
+  if ! command -v "$program" >/dev/null; then
+    echo "gpu.sh: $program was not found" >&2
+    exit 2
+  fi
+done
+query() { nvidia-smi --id=0 --query-gpu="$1" --format=csv,noheader; }
+card=$(query name)
+architecture=$(query compute_cap | tr -d .)
+results=${1:-bench/results/$(tr -c '[:alnum:]\n' - <<<"$card" | tr -s -)}
+mkdir -p "$results"
+build=build/gpu
+jobs=$(nproc)
+failed=()
+
+step() { # step name command...
+  local name=$1 begin=$SECONDS end=ok
+  shift
+  "$@" >"$results/$name.log" 2>&1 || { end=FAILED && failed+=("$name"); }
+  printf '%-20s %s after %d s\n' "$name" "$end" $((SECONDS - begin)) | tee -a "$results/steps.txt"
+}
+
+build_all() {
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPIPEOPTIM_CUDA=ON -DPIPEOPTIM_BENCH=ON \
+    -DCMAKE_CUDA_ARCHITECTURES="$architecture"
+  cmake --build "$build"
+}
+
+tests() { # tests label
+  ctest --test-dir "$build" -L "^$1\$" -j "$2" --output-on-failure --no-tests=error
+}
+
+train() {
+  "$build/pipeoptim" train --model cnn --data fashion-mnist --stages 4 --method pipeoptim --optimizer adamw \
+    --device cuda --epochs 2
+}
+
+benchmark() { # benchmark program [options...]
+  PIPEOPTIM_BENCH_DEVICE=cuda "$build/bench/$1_bench" --benchmark_out="$results/$1.json" "${@:2}"
+}
+
+pytorch() {
+  "${PYTHON:-python3}" bench/peers/torch_optimizer.py --device cuda --elements $((1 << 26)) >"$results/pytorch.jsonl"
+}
+
+report() {
+  python3 - "$results" "$card, driver $(query driver_version), $(date +%F), $(git describe --always --dirty)" <<'PYTHON'
+import json, pathlib, sys
+
+results, title = pathlib.Path(sys.argv[1]), sys.argv[2]
+lines = [f"# {title}", "", "```", (results / "steps.txt").read_text().rstrip(), "```", ""]
+for file in sorted(results.glob("*.json")):
+    lines += ["| benchmark | counters | |", "|---|---|---|"]
+    for benchmark in json.loads(file.read_text())["benchmarks"]:
+        known = {"real_time", "cpu_time", "iterations", "repetitions", "repetition_index", "threads", "family_index",
+                 "per_family_instance_index"}
+        counters = [f"{name} {value:.4g}" for name, value in benchmark.items()
+                    if isinstance(value, (int, float)) and name not in known]
+        said = benchmark.get("error_message", benchmark.get("label", ""))
+        lines.append(f"| {benchmark['name'].split('/iterations')[0]} | {', '.join(counters)} | {said} |")
+    lines.append("")
+peers = results / "pytorch.jsonl"
+if peers.exists() and peers.stat().st_size:
+    lines += ["| PyTorch: step, then prediction | mode | elements | seconds |", "|---|---|---|---|"]
+    for entry in map(json.loads, peers.read_text().splitlines()):
+        lines.append("| {rule} | {mode} | {elements} | {seconds:.3g} |".format(**entry))
+(results / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+PYTHON
+}
+
+: >"$results/steps.txt"
+echo "$card (sm_$architecture), results in $results"
+step build build_all
+step tests-cuda tests cuda "$jobs"
+step train train
+step optimizer benchmark optimizer
+step layers benchmark layers
+step runtime benchmark runtime
+step step benchmark step
+step pytorch pytorch
+step tests-gpu tests gpu 2
+if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 4 ]; then step tests-nccl tests nccl 1; fi
+report
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "gpu.sh: failed: ${failed[*]}; see the logs in $results" >&2
+  exit 1
+fi

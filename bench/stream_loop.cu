@@ -1,0 +1,55 @@
+// The ceiling of stream_loop.h on a CUDA device.
+#include <algorithm>
+
+#include "bench/traffic.h"
+#include "kernels/runtime/launch.h"
+
+namespace pipeoptim::bench {
+namespace {
+
+template <int kRead, int kKept, int kWritten>
+struct DeviceLoop {
+  const float* read[kRead];
+  float* kept[kKept + 1];  // + 1: there may be none
+  float* written[kWritten + 1];
+  float zero;  // at run time, so that the compiler cannot leave out anything
+
+  static constexpr int kWidth = 4;
+  PO_HD void operator()(std::int64_t i) const { at<1>(i); }
+  template <int kPack>
+  PO_HD void at(std::int64_t i) const {
+    Pack<kPack> sum = load_pack<kPack>(read[0] + i);
+    for (int k = 1; k < kRead; ++k) add(sum, load_pack<kPack>(read[k] + i), 1);
+    for (int k = 0; k < kKept; ++k) {
+      Pack<kPack> value = load_pack<kPack>(kept[k] + i);
+      add(value, sum, zero);
+      store_pack(kept[k] + i, value);
+    }
+    for (int k = 0; k < kWritten; ++k) store_pack(written[k] + i, sum);
+  }
+  bool packs() const {
+    const auto aligned = [](const float* array) { return allow_packs(array); };
+    return std::all_of(read, read + kRead, aligned) && std::all_of(kept, kept + kKept, aligned) &&
+           std::all_of(written, written + kWritten, aligned);
+  }
+
+ private:
+  template <int kPack>
+  PO_HD static void add(Pack<kPack>& to, const Pack<kPack>& from, float factor) {
+    for (int j = 0; j < kPack; ++j) to.value[j] += factor * from.value[j];
+  }
+};
+
+}  // namespace
+
+void enqueue_device_loop(Stream& stream, const Traffic& traffic, std::int64_t n) {
+  with_counts(traffic, [&]<int kRead, int kKept, int kWritten>() {
+    DeviceLoop<kRead, kKept, kWritten> loop{};
+    std::copy(traffic.read.begin(), traffic.read.end(), loop.read);
+    std::copy(traffic.kept.begin(), traffic.kept.end(), loop.kept);
+    std::copy(traffic.written.begin(), traffic.written.end(), loop.written);
+    for_each(stream, n, loop);
+  });
+}
+
+}  // namespace pipeoptim::bench
