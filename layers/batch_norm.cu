@@ -4,18 +4,13 @@
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/launch.h"
 #include "layers/batch_norm.h"
+#include "layers/tiles.h"
 
 namespace pipeoptim {
 namespace {
 
 constexpr std::int64_t kChunkRows =
     256;  // rows that one team sums: 16 KiB at 16 channels, in the first-level cache
-#if defined(__CUDA_ARCH__)
-constexpr int kTile = 4;  // channels a lane holds at once: 16 bytes
-#else
-constexpr int kTile = 16;  // two AVX2 registers
-#endif
-
 std::int64_t chunks_of(std::int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
 
 // Per-channel vectors in the stash, one after the other.
@@ -35,22 +30,12 @@ struct Vectors {
   }
 };
 
-// Calls body(first channel, width) for the tiles of a team's member; whole tiles have a constant width. On
-// CUDA all widths are constants: a lane then keeps its sums in registers.
-template <typename Team, typename Body>
-PO_HD void for_each_tile(const Team& team, std::int64_t channels, const Body& body) {
-  for (std::int64_t c = team.rank() * kTile; c < channels; c += team.size() * kTile) {
-    if (c + kTile <= channels) {
-      body.tile(c, kTile);
-    } else {
-#if defined(__CUDA_ARCH__)
-      for (std::int64_t rest = c; rest < channels; ++rest) body.tile(rest, 1);
-#else
-      body.tile(c, static_cast<int>(channels - c));
-#endif
-    }
-  }
-}
+// A team's chunk of rows.
+struct Chunk {
+  std::int64_t begin, end;
+  PO_HD Chunk(std::int64_t index, std::int64_t rows)
+      : begin(index * kChunkRows), end((index + 1) * kChunkRows < rows ? (index + 1) * kChunkRows : rows) {}
+};
 
 // Mean and sum of squared deviations of each channel in one chunk of rows.
 struct ChunkMoments {
@@ -58,39 +43,29 @@ struct ChunkMoments {
   float* mean;
   float* deviation;
   std::int64_t rows, channels;
-
-  struct Tile {
-    const float* x;
-    float* mean;
-    float* deviation;
-    std::int64_t rows, channels;
-    PO_HD void tile(std::int64_t c, int width) const {
-      float sum[kTile] = {};
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const float* row = x + r * channels + c;
-        for (int v = 0; v < width; ++v) sum[v] += row[v];
-      }
-      const float inverse = 1.0F / static_cast<float>(rows);
-      for (int v = 0; v < width; ++v) sum[v] *= inverse;
-      float squares[kTile] = {};
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const float* row = x + r * channels + c;
-        for (int v = 0; v < width; ++v) squares[v] += (row[v] - sum[v]) * (row[v] - sum[v]);
-      }
-      for (int v = 0; v < width; ++v) {
-        mean[c + v] = sum[v];
-        deviation[c + v] = squares[v];
-      }
-    }
-  };
+  bool packs;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t chunk, const Team& team) const {
-    const std::int64_t begin = chunk * kChunkRows;
-    const std::int64_t count = rows - begin < kChunkRows ? rows - begin : kChunkRows;
-    for_each_tile(
-        team, channels,
-        Tile{x + begin * channels, mean + chunk * channels, deviation + chunk * channels, count, channels});
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    const Chunk chunk(index, rows);
+    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+      Pack<kWidth> average{}, squares{};
+      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
+        const auto row = load_tile<kWidth>(x + r * channels + c);
+        for (int v = 0; v < kWidth; ++v) average.value[v] += row.value[v];
+      }
+      const float inverse = 1.0F / static_cast<float>(chunk.end - chunk.begin);
+      for (int v = 0; v < kWidth; ++v) average.value[v] *= inverse;
+      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
+        const auto row = load_tile<kWidth>(x + r * channels + c);
+        for (int v = 0; v < kWidth; ++v) {
+          const float from_mean = row.value[v] - average.value[v];
+          squares.value[v] += from_mean * from_mean;
+        }
+      }
+      store_tile(mean + index * channels + c, average);
+      store_tile(deviation + index * channels + c, squares);
+    });
   }
 };
 
@@ -147,23 +122,28 @@ struct RunningLine {
 
 template <Activation kActivation>
 struct Normalize {
-  const float* __restrict__ x;
-  float* __restrict__ y;
-  const float* __restrict__ scale;
-  const float* __restrict__ shift;
+  const float* x;
+  float* y;
+  const float* scale;
+  const float* shift;
   std::int64_t rows, channels;
+  bool packs;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t chunk, const Team& team) const {
-    const std::int64_t end = (chunk + 1) * kChunkRows < rows ? (chunk + 1) * kChunkRows : rows;
-    for (std::int64_t r = chunk * kChunkRows; r < end; ++r) {
-      const float* __restrict__ from = x + r * channels;
-      float* __restrict__ to = y + r * channels;
-      for (std::int64_t c = team.rank(); c < channels; c += team.size()) {
-        const float value = from[c] * scale[c] + shift[c];
-        to[c] = kActivation == Activation::kRelu && value < 0 ? 0 : value;
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    const Chunk chunk(index, rows);
+    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto slope = load_tile<kWidth>(scale + c), offset = load_tile<kWidth>(shift + c);
+      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
+        const auto row = load_tile<kWidth>(x + r * channels + c);
+        Pack<kWidth> out;
+        for (int v = 0; v < kWidth; ++v) {
+          const float value = row.value[v] * slope.value[v] + offset.value[v];
+          out.value[v] = kActivation == Activation::kRelu && value < 0 ? 0 : value;
+        }
+        store_tile(y + r * channels + c, out);
       }
-    }
+    });
   }
 };
 
@@ -176,44 +156,31 @@ struct ChunkSums {
   float* sum;
   float* product;
   std::int64_t rows, channels;
-
-  struct Tile {
-    const ChunkSums* at;
-    std::int64_t begin, count;
-    float* sum;
-    float* product;
-    PO_HD void tile(std::int64_t c, int width) const {
-      float g_sum[kTile] = {};
-      float x_sum[kTile] = {};
-      float scale[kTile], shift[kTile], mean[kTile];
-      for (int v = 0; v < width; ++v) {
-        scale[v] = at->from.scale[c + v];
-        shift[v] = at->from.shift[c + v];
-        mean[v] = at->from.mean[c + v];
-      }
-      for (std::int64_t r = begin; r < begin + count; ++r) {
-        const float* x_row = at->x + r * at->channels + c;
-        const float* g_row = at->dy + r * at->channels + c;
-        for (int v = 0; v < width; ++v) {
-          const bool off = kActivation == Activation::kRelu && !(x_row[v] * scale[v] + shift[v] > 0);
-          const float g = off ? 0.0F : g_row[v];
-          g_sum[v] += g;
-          x_sum[v] += g * (x_row[v] - mean[v]);
-        }
-      }
-      for (int v = 0; v < width; ++v) {
-        sum[c + v] = g_sum[v];
-        product[c + v] = x_sum[v] * at->from.rstd[c + v];
-      }
-    }
-  };
+  bool packs;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t chunk, const Team& team) const {
-    const std::int64_t begin = chunk * kChunkRows;
-    const std::int64_t count = rows - begin < kChunkRows ? rows - begin : kChunkRows;
-    for_each_tile(team, channels,
-                  Tile{this, begin, count, sum + chunk * channels, product + chunk * channels});
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    const Chunk chunk(index, rows);
+    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
+      const auto mean = load_tile<kWidth>(from.mean + c);
+      Pack<kWidth> g_sum{}, x_sum{};
+      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
+        const auto row = load_tile<kWidth>(x + r * channels + c);
+        const auto gradient = load_tile<kWidth>(dy + r * channels + c);
+        for (int v = 0; v < kWidth; ++v) {
+          const bool off =
+              kActivation == Activation::kRelu && !(row.value[v] * scale.value[v] + shift.value[v] > 0);
+          const float g = off ? 0.0F : gradient.value[v];
+          g_sum.value[v] += g;
+          x_sum.value[v] += g * (row.value[v] - mean.value[v]);
+        }
+      }
+      const auto rstd = load_tile<kWidth>(from.rstd + c);
+      for (int v = 0; v < kWidth; ++v) x_sum.value[v] *= rstd.value[v];
+      store_tile(sum + index * channels + c, g_sum);
+      store_tile(product + index * channels + c, x_sum);
+    });
   }
 };
 
@@ -245,29 +212,33 @@ struct FinishSums {
 
 template <Activation kActivation>
 struct InputGradient {
-  const float* __restrict__ x;
-  const float* __restrict__ dy;
-  float* __restrict__ dx;
+  const float* x;
+  const float* dy;
+  float* dx;
   Vectors from;
   std::int64_t rows, channels;
+  bool packs;
 
   template <typename Team>
-  PO_HD void operator()(std::int64_t chunk, const Team& team) const {
-    const std::int64_t end = (chunk + 1) * kChunkRows < rows ? (chunk + 1) * kChunkRows : rows;
-    const float* __restrict__ scale = from.scale;
-    const float* __restrict__ shift = from.shift;
-    const float* __restrict__ of_g = from.of_g;
-    const float* __restrict__ of_x = from.of_x;
-    const float* __restrict__ rest = from.rest;
-    for (std::int64_t r = chunk * kChunkRows; r < end; ++r) {
-      const float* __restrict__ x_row = x + r * channels;
-      const float* __restrict__ g_row = dy + r * channels;
-      float* __restrict__ to = dx + r * channels;
-      for (std::int64_t c = team.rank(); c < channels; c += team.size()) {
-        const bool off = kActivation == Activation::kRelu && !(x_row[c] * scale[c] + shift[c] > 0);
-        to[c] = of_g[c] * (off ? 0.0F : g_row[c]) + (of_x[c] * x_row[c] + rest[c]);
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    const Chunk chunk(index, rows);
+    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
+      const auto of_g = load_tile<kWidth>(from.of_g + c), of_x = load_tile<kWidth>(from.of_x + c);
+      const auto rest = load_tile<kWidth>(from.rest + c);
+      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
+        const auto row = load_tile<kWidth>(x + r * channels + c);
+        const auto gradient = load_tile<kWidth>(dy + r * channels + c);
+        Pack<kWidth> out;
+        for (int v = 0; v < kWidth; ++v) {
+          const bool off =
+              kActivation == Activation::kRelu && !(row.value[v] * scale.value[v] + shift.value[v] > 0);
+          out.value[v] = of_g.value[v] * (off ? 0.0F : gradient.value[v]) +
+                         (of_x.value[v] * row.value[v] + rest.value[v]);
+        }
+        store_tile(dx + r * channels + c, out);
       }
-    }
+    });
   }
 };
 
@@ -282,8 +253,9 @@ template <Activation kActivation>
 void normalize(const ForwardContext& context, const Vectors& vectors, std::int64_t rows,
                std::int64_t channels) {
   for_each_row(context.stream, chunks_of(rows), channels,
-               Normalize<kActivation>{context.input.data, context.output.data, vectors.scale, vectors.shift,
-                                      rows, channels});
+               Normalize<kActivation>{
+                   context.input.data, context.output.data, vectors.scale, vectors.shift, rows, channels,
+                   allow_tiles(channels, context.input.data, context.output.data, vectors.scale)});
 }
 
 template <Activation kActivation>
@@ -293,12 +265,14 @@ void run_backward(const BackwardContext& context, std::int64_t rows, std::int64_
   float* products = sums + chunks_of(rows) * channels;
   const float* x = context.input.data;
   const float* dy = context.output_gradient.data;
+  const bool packs = allow_tiles(channels, x, dy, sums, vectors.scale);
   for_each_row(context.stream, chunks_of(rows), channels,
-               ChunkSums<kActivation>{x, dy, vectors, sums, products, rows, channels});
+               ChunkSums<kActivation>{x, dy, vectors, sums, products, rows, channels, packs});
   for_each(context.stream, channels, FinishSums{sums, products, context.weights[0], vectors, rows, channels});
   if (!context.input_gradient.data) return;
   for_each_row(context.stream, chunks_of(rows), channels,
-               InputGradient<kActivation>{x, dy, context.input_gradient.data, vectors, rows, channels});
+               InputGradient<kActivation>{x, dy, context.input_gradient.data, vectors, rows, channels,
+                                          packs && allow_packs(context.input_gradient.data)});
 }
 
 }  // namespace
@@ -348,7 +322,8 @@ void BatchNorm2d::forward(const ForwardContext& context) const {
     auto* means = reinterpret_cast<float*>(context.workspace);
     float* deviations = means + chunks_of(rows) * channels_;
     for_each_row(context.stream, chunks_of(rows), channels_,
-                 ChunkMoments{context.input.data, means, deviations, rows, channels_});
+                 ChunkMoments{context.input.data, means, deviations, rows, channels_,
+                              allow_tiles(channels_, context.input.data, means)});
     for_each(context.stream, channels_,
              FinishMoments{means, deviations, weight, bias, context.states[0], context.states[1], vectors,
                            rows, channels_, options_.eps, options_.momentum});

@@ -2,6 +2,7 @@
 
 #include "kernels/runtime/launch.h"
 #include "layers/bias.h"
+#include "layers/tiles.h"
 
 namespace pipeoptim {
 namespace {
@@ -23,45 +24,41 @@ struct AddBias {
   const float* bias;
   float* values;
   std::int64_t columns;
+  bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     float* const to = values + row * columns;
-    for (std::int64_t c = team.rank(); c < columns; c += team.size()) to[c] += bias[c];
+    for_each_tile(team, columns, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto value = load_tile<kWidth>(to + c), addend = load_tile<kWidth>(bias + c);
+      Pack<kWidth> sum;
+      for (int v = 0; v < kWidth; ++v) sum.value[v] = value.value[v] + addend.value[v];
+      store_tile(to + c, sum);
+    });
   }
 };
 
-// One chunk of rows to one row of partial sums. Both ways add a column's values in the order of its rows: a
-// team's members read neighbouring columns, a single lane keeps the sums of a few columns in registers.
+// One chunk of rows to one row of partial sums: a column's values in the order of its rows, in registers.
 struct SumChunk {
   const float* values;
   float* partial;
   std::int64_t rows;
   std::int64_t columns;
   std::int64_t chunk_rows;
+  bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
     const std::int64_t begin = chunk * chunk_rows;
     const std::int64_t end = begin + chunk_rows < rows ? begin + chunk_rows : rows;
-    float* const sums = partial + chunk * columns;
-    std::int64_t c = team.rank();
-    if (team.size() == 1) {
-      for (; c + 32 <= columns; c += 32) sum_tile<32>(begin, end, c, sums);
-      for (; c + 8 <= columns; c += 8) sum_tile<8>(begin, end, c, sums);
-    }
-    for (; c < columns; c += team.size()) sum_tile<1>(begin, end, c, sums);
-  }
-
- private:
-  template <int kWidth>
-  PO_HD void sum_tile(std::int64_t begin, std::int64_t end, std::int64_t column, float* sums) const {
-    float tile[kWidth] = {};
-    for (std::int64_t row = begin; row < end; ++row) {
-      const float* const from = values + row * columns + column;
-      for (int j = 0; j < kWidth; ++j) tile[j] += from[j];
-    }
-    for (int j = 0; j < kWidth; ++j) sums[column + j] = tile[j];
+    for_each_tile(team, columns, packs, [&]<int kWidth>(std::int64_t c) {
+      Pack<kWidth> sum{};
+      for (std::int64_t row = begin; row < end; ++row) {
+        const auto tile = load_tile<kWidth>(values + row * columns + c);
+        for (int v = 0; v < kWidth; ++v) sum.value[v] += tile.value[v];
+      }
+      store_tile(partial + chunk * columns + c, sum);
+    });
   }
 };
 
@@ -82,7 +79,8 @@ struct SumPartials {
 }  // namespace
 
 void add_bias(Stream& stream, Rows extents, const float* bias, float* values) {
-  for_each_row(stream, extents.rows, extents.columns, AddBias{bias, values, extents.columns});
+  for_each_row(stream, extents.rows, extents.columns,
+               AddBias{bias, values, extents.columns, allow_tiles(extents.columns, bias, values)});
 }
 
 std::size_t bias_gradient_workspace(Rows extents) {
@@ -94,7 +92,8 @@ void sum_bias_gradient(Stream& stream, Rows extents, const float* values, float*
   const Chunks chunks = cut(extents);
   float* const partial = reinterpret_cast<float*>(workspace);
   for_each_row(stream, chunks.count, extents.columns,
-               SumChunk{values, partial, extents.rows, extents.columns, chunks.rows});
+               SumChunk{values, partial, extents.rows, extents.columns, chunks.rows,
+                        allow_tiles(extents.columns, values, partial)});
   for_each(stream, extents.columns,
            SumPartials{partial, bias_gradient, extents.columns, chunks.count, mode == GradientMode::kAdd});
 }

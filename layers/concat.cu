@@ -5,6 +5,7 @@
 #include "kernels/runtime/launch.h"
 #include "layers/concat.h"
 #include "layers/elementwise.h"
+#include "layers/tiles.h"
 
 namespace pipeoptim {
 namespace {
@@ -14,14 +15,26 @@ struct CopyChannels {
   const float* from;
   float* to;
   std::int64_t from_channels, to_channels, from_first, to_first, count;
+  bool packs = false;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     const float* in = from + row * from_channels + from_first;
     float* out = to + row * to_channels + to_first;
-    for (std::int64_t c = team.rank(); c < count; c += team.size()) out[c] = in[c];
+    for_each_tile(team, count, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto tile = load_tile<kWidth>(in + c);
+      Pack<kWidth> copy;
+      for (int v = 0; v < kWidth; ++v) copy.value[v] = tile.value[v];
+      store_tile(out + c, copy);
+    });
   }
 };
+
+void copy_channels(Stream& stream, std::int64_t rows, CopyChannels copy) {
+  copy.packs = allow_tiles(copy.count, copy.from + copy.from_first, copy.to + copy.to_first) &&
+               copy.from_channels % 4 == 0 && copy.to_channels % 4 == 0;
+  for_each_row(stream, rows, copy.count, copy);
+}
 
 std::size_t bytes_of(const Shape& shape) {
   return static_cast<std::size_t>(shape.elements()) * sizeof(float);
@@ -132,9 +145,8 @@ void Concat::forward(const ForwardContext& context) const {
     inner.random.layer += branch.random_layer;
     branch.layers->forward(inner);
     const std::int64_t own = branch.plan.output.last();
-    for_each_row(
-        context.stream, rows, own,
-        CopyChannels{inner.output.data, context.output.data, own, channels, 0, branch.first_channel, own});
+    copy_channels(context.stream, rows,
+                  {inner.output.data, context.output.data, own, channels, 0, branch.first_channel, own});
   }
 }
 
@@ -160,9 +172,8 @@ void Concat::run_backward(const BackwardContext& context, Half half) const {
     inner.workspace = context.workspace + branch_workspace_;
     inner.random.layer += branch.random_layer;
     if (first_half) {
-      for_each_row(
-          context.stream, rows, own,
-          CopyChannels{context.output_gradient.data, gradient, channels, own, branch.first_channel, 0, own});
+      copy_channels(context.stream, rows,
+                    {context.output_gradient.data, gradient, channels, own, branch.first_channel, 0, own});
     }
     if (half == Half::kBoth) branch.layers->backward(inner);
     if (half == Half::kInput) branch.layers->backward_input(inner);

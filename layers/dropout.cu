@@ -29,6 +29,7 @@ struct MaskBlock {
 };
 
 // A body for whole blocks apart, because its constant width is what the host's compiler makes vectors of.
+template <bool kPacks>
 struct MaskWholeBlock {
   MaskBlock mask;
   PO_HD void operator()(std::int64_t i) const {
@@ -36,15 +37,25 @@ struct MaskWholeBlock {
     float* to = mask.to + 4 * i;
     const RandomBlock bits = random_block(mask.random.seed, mask.random.minibatch, mask.random.layer,
                                           static_cast<std::uint64_t>(i));
-    to[0] = bits.words[0] < mask.threshold ? 0.0F : from[0] * mask.gain;
-    to[1] = bits.words[1] < mask.threshold ? 0.0F : from[1] * mask.gain;
-    to[2] = bits.words[2] < mask.threshold ? 0.0F : from[2] * mask.gain;
-    to[3] = bits.words[3] < mask.threshold ? 0.0F : from[3] * mask.gain;
+    const Pack<4> in = kPacks ? load_pack<4>(from) : Pack<4>{{from[0], from[1], from[2], from[3]}};
+    const Pack<4> out = {{bits.words[0] < mask.threshold ? 0.0F : in.value[0] * mask.gain,
+                          bits.words[1] < mask.threshold ? 0.0F : in.value[1] * mask.gain,
+                          bits.words[2] < mask.threshold ? 0.0F : in.value[2] * mask.gain,
+                          bits.words[3] < mask.threshold ? 0.0F : in.value[3] * mask.gain}};
+    if constexpr (kPacks) {
+      store_pack(to, out);
+    } else {
+      for (int word = 0; word < 4; ++word) to[word] = out.value[word];
+    }
   }
 };
 
 void run_mask(Stream& stream, std::int64_t elements, MaskBlock mask) {
-  for_each(stream, elements / 4, MaskWholeBlock{mask});
+  if (stream.device().backend == Backend::kCuda && allow_packs(mask.from, mask.to)) {
+    for_each(stream, elements / 4, MaskWholeBlock<true>{mask});
+  } else {
+    for_each(stream, elements / 4, MaskWholeBlock<false>{mask});
+  }
   mask.first_block = elements / 4;
   mask.width = static_cast<int>(elements % 4);
   if (mask.width > 0) for_each(stream, 1, mask);

@@ -2,6 +2,7 @@
 
 #include "kernels/runtime/launch.h"
 #include "layers/pooling.h"
+#include "layers/tiles.h"
 
 namespace pipeoptim {
 namespace {
@@ -10,16 +11,21 @@ namespace {
 struct Windows {
   std::int64_t height, width, channels, out_height, out_width;
   std::int64_t kernel, stride, padding;
+  bool packs;
 
   struct Pixel {
     std::int64_t record, y, x, index;  // index: among all pixels of the tensor
   };
-  // Calls body.pixel(pixel, team) for each pixel of a line of `across` pixels, `down` lines a record.
+  // Calls body.tile<kWidth>(pixel, first channel) for each pixel of a line of `across` pixels, `down` lines a
+  // record, and the team's share of its channels.
   template <typename Body, typename Team>
-  PO_HD static void each_pixel(std::int64_t line, std::int64_t down, std::int64_t across, const Body& body,
-                               const Team& team) {
+  PO_HD void each_tile(std::int64_t line, std::int64_t down, std::int64_t across, const Body& body,
+                       const Team& team) const {
     Pixel pixel{line / down, line % down, 0, line * across};
-    for (; pixel.x < across; ++pixel.x, ++pixel.index) body.pixel(pixel, team);
+    for (; pixel.x < across; ++pixel.x, ++pixel.index) {
+      for_each_tile(team, channels, packs,
+                    [&]<int kWidth>(std::int64_t c) { body.template tile<kWidth>(pixel, c); });
+    }
   }
   PO_HD static std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
   PO_HD static std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -46,26 +52,29 @@ struct MaxForward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    Windows::each_pixel(line, at.out_height, at.out_width, *this, team);
+    at.each_tile(line, at.out_height, at.out_width, *this, team);
   }
-  template <typename Team>
-  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
-    const float* plane = x + here.record * at.height * at.width * at.channels;
-    float* out = y + here.index * at.channels;
-    std::int32_t* where = chosen + here.index * at.channels;
+  template <int kWidth>
+  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
+    const float* plane = x + here.record * at.height * at.width * at.channels + c;
+    Pack<kWidth> best{};
+    Pack<kWidth, std::int32_t> where{};
     bool first = true;
     for (std::int64_t iy = at.begin(here.y); iy < at.end(here.y, at.height); ++iy) {
       for (std::int64_t ix = at.begin(here.x); ix < at.end(here.x, at.width); ++ix) {
         const auto position = static_cast<std::int32_t>(iy * at.width + ix);
-        const float* in = plane + position * at.channels;
-        for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) {
-          const bool better = first || in[c] > out[c] || in[c] != in[c];  // a NaN wins, as in PyTorch
-          where[c] = better ? position : where[c];
-          out[c] = better ? in[c] : out[c];
+        const auto in = load_tile<kWidth>(plane + position * at.channels);
+        for (int v = 0; v < kWidth; ++v) {
+          const float value = in.value[v];
+          const bool better = first || value > best.value[v] || value != value;  // a NaN wins, as in PyTorch
+          where.value[v] = better ? position : where.value[v];
+          best.value[v] = better ? value : best.value[v];
         }
         first = false;
       }
     }
+    store_tile(y + here.index * at.channels + c, best);
+    store_tile(chosen + here.index * at.channels + c, where);
   }
 };
 
@@ -78,23 +87,36 @@ struct MaxBackward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    Windows::each_pixel(line, at.height, at.width, *this, team);
+    at.each_tile(line, at.height, at.width, *this, team);
   }
-  template <typename Team>
-  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
+  template <int kWidth>
+  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
     const auto position = static_cast<std::int32_t>(here.y * at.width + here.x);
-    float* out = dx + here.index * at.channels;
-    for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] = 0;
+    Pack<kWidth> sum{};
     for (std::int64_t oy = at.first_window(here.y); oy <= at.last_window(here.y, at.out_height); ++oy) {
       for (std::int64_t ox = at.first_window(here.x); ox <= at.last_window(here.x, at.out_width); ++ox) {
-        const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels;
-        for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) {
-          out[c] += chosen[from + c] == position ? dy[from + c] : 0.0F;
+        const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
+        const auto where = load_tile<kWidth>(chosen + from);
+        const auto gradient = load_tile<kWidth>(dy + from);
+        for (int v = 0; v < kWidth; ++v) {
+          sum.value[v] += where.value[v] == position ? gradient.value[v] : 0.0F;
         }
       }
     }
+    store_tile(dx + here.index * at.channels + c, sum);
   }
 };
+
+template <int kWidth>
+PO_HD void add(Pack<kWidth>& to, const Tile<kWidth, float>& from, float factor) {
+  for (int v = 0; v < kWidth; ++v) to.value[v] += from.value[v] * factor;
+}
+template <int kWidth>
+PO_HD Pack<kWidth> scaled(const float* values, float factor) {
+  Pack<kWidth> out;
+  for (int v = 0; v < kWidth; ++v) out.value[v] = values[v] * factor;
+  return out;
+}
 
 struct AverageForward {
   const float* x;
@@ -103,21 +125,19 @@ struct AverageForward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    Windows::each_pixel(line, at.out_height, at.out_width, *this, team);
+    at.each_tile(line, at.out_height, at.out_width, *this, team);
   }
-  template <typename Team>
-  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
-    const float* plane = x + here.record * at.height * at.width * at.channels;
-    float* out = y + here.index * at.channels;
-    const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
-    for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] = 0;
+  template <int kWidth>
+  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
+    const float* plane = x + here.record * at.height * at.width * at.channels + c;
+    Pack<kWidth> sum{};
     for (std::int64_t iy = at.begin(here.y); iy < at.end(here.y, at.height); ++iy) {
       for (std::int64_t ix = at.begin(here.x); ix < at.end(here.x, at.width); ++ix) {
-        const float* in = plane + (iy * at.width + ix) * at.channels;
-        for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] += in[c];
+        add<kWidth>(sum, load_tile<kWidth>(plane + (iy * at.width + ix) * at.channels), 1);
       }
     }
-    for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] *= share;
+    const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
+    store_tile(y + here.index * at.channels + c, scaled<kWidth>(sum.value, share));
   }
 };
 
@@ -128,19 +148,19 @@ struct AverageBackward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    Windows::each_pixel(line, at.height, at.width, *this, team);
+    at.each_tile(line, at.height, at.width, *this, team);
   }
-  template <typename Team>
-  PO_HD void pixel(const Windows::Pixel& here, const Team& team) const {
-    float* out = dx + here.index * at.channels;
+  template <int kWidth>
+  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
     const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
-    for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] = 0;
+    Pack<kWidth> sum{};
     for (std::int64_t oy = at.first_window(here.y); oy <= at.last_window(here.y, at.out_height); ++oy) {
       for (std::int64_t ox = at.first_window(here.x); ox <= at.last_window(here.x, at.out_width); ++ox) {
-        const float* in = dy + ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels;
-        for (std::int64_t c = team.rank(); c < at.channels; c += team.size()) out[c] += in[c] * share;
+        const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
+        add<kWidth>(sum, load_tile<kWidth>(dy + from), share);
       }
     }
+    store_tile(dx + here.index * at.channels + c, sum);
   }
 };
 
@@ -148,17 +168,17 @@ struct GlobalForward {
   const float* x;
   float* y;
   std::int64_t pixels, channels;
+  bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t record, const Team& team) const {
-    float* out = y + record * channels;
-    const float share = 1.0F / static_cast<float>(pixels);
-    for (std::int64_t c = team.rank(); c < channels; c += team.size()) out[c] = 0;
-    for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
-      const float* in = x + (record * pixels + pixel) * channels;
-      for (std::int64_t c = team.rank(); c < channels; c += team.size()) out[c] += in[c];
-    }
-    for (std::int64_t c = team.rank(); c < channels; c += team.size()) out[c] *= share;
+    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+      Pack<kWidth> sum{};
+      for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
+        add<kWidth>(sum, load_tile<kWidth>(x + (record * pixels + pixel) * channels + c), 1);
+      }
+      store_tile(y + record * channels + c, scaled<kWidth>(sum.value, 1.0F / static_cast<float>(pixels)));
+    });
   }
 };
 
@@ -166,13 +186,14 @@ struct GlobalBackward {
   const float* dy;
   float* dx;
   std::int64_t pixels, channels;
+  bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const float* in = dy + row / pixels * channels;
-    float* out = dx + row * channels;
-    const float share = 1.0F / static_cast<float>(pixels);
-    for (std::int64_t c = team.rank(); c < channels; c += team.size()) out[c] = in[c] * share;
+    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto gradient = load_tile<kWidth>(dy + row / pixels * channels + c);
+      store_tile(dx + row * channels + c, scaled<kWidth>(gradient.value, 1.0F / static_cast<float>(pixels)));
+    });
   }
 };
 
@@ -211,12 +232,15 @@ void check(const PoolOptions& options, const char* layer) {
   }
 }
 
-Windows windows_of(const PoolOptions& options, const Shape& input) {
+// `arrays`: those that a pass reads and writes by rows of channels.
+template <typename... Pointers>
+Windows windows_of(const PoolOptions& options, const Shape& input, Pointers... arrays) {
   const auto out = [&](std::int64_t extent) {
     return (extent + 2 * options.padding - options.kernel) / options.stride + 1;
   };
-  return {input[1],      input[2],       input[3],       out(input[1]),
-          out(input[2]), options.kernel, options.stride, options.padding};
+  return {input[1],       input[2],        input[3],
+          out(input[1]),  out(input[2]),   options.kernel,
+          options.stride, options.padding, allow_tiles(input[3], arrays...)};
 }
 
 LayerPlan pool_plan(const PoolOptions& options, const Shape& input, const std::string& layer) {
@@ -253,16 +277,18 @@ LayerPlan MaxPool2d::plan(Device, int, const Shape& input) {
 void MaxPool2d::forward(const ForwardContext& context) const {
   for_each_row(
       context.stream, lines_of(context.output.shape), line_length(context.output.shape),
-      MaxForward{context.input.data, context.output.data, reinterpret_cast<std::int32_t*>(context.stash),
-                 windows_of(options_, context.input.shape)});
+      MaxForward{
+          context.input.data, context.output.data, reinterpret_cast<std::int32_t*>(context.stash),
+          windows_of(options_, context.input.shape, context.input.data, context.output.data, context.stash)});
 }
 void MaxPool2d::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
   const Shape& input = context.input_gradient.shape;
-  for_each_row(
-      context.stream, lines_of(input), line_length(input),
-      MaxBackward{context.output_gradient.data, context.input_gradient.data,
-                  reinterpret_cast<const std::int32_t*>(context.stash), windows_of(options_, input)});
+  for_each_row(context.stream, lines_of(input), line_length(input),
+               MaxBackward{context.output_gradient.data, context.input_gradient.data,
+                           reinterpret_cast<const std::int32_t*>(context.stash),
+                           windows_of(options_, input, context.output_gradient.data,
+                                      context.input_gradient.data, context.stash)});
 }
 
 AvgPool2d::AvgPool2d(PoolOptions options) : options_(options) { check(options, "average pool"); }
@@ -271,14 +297,16 @@ LayerPlan AvgPool2d::plan(Device, int, const Shape& input) { return pool_plan(op
 void AvgPool2d::forward(const ForwardContext& context) const {
   for_each_row(
       context.stream, lines_of(context.output.shape), line_length(context.output.shape),
-      AverageForward{context.input.data, context.output.data, windows_of(options_, context.input.shape)});
+      AverageForward{context.input.data, context.output.data,
+                     windows_of(options_, context.input.shape, context.input.data, context.output.data)});
 }
 void AvgPool2d::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
   const Shape& input = context.input_gradient.shape;
   for_each_row(context.stream, lines_of(input), line_length(input),
-               AverageBackward{context.output_gradient.data, context.input_gradient.data,
-                               windows_of(options_, input)});
+               AverageBackward{
+                   context.output_gradient.data, context.input_gradient.data,
+                   windows_of(options_, input, context.output_gradient.data, context.input_gradient.data)});
 }
 
 LayerPlan GlobalAvgPool::plan(Device, int, const Shape& input) {
@@ -292,14 +320,16 @@ LayerPlan GlobalAvgPool::plan(Device, int, const Shape& input) {
 void GlobalAvgPool::forward(const ForwardContext& context) const {
   const Shape& input = context.input.shape;
   for_each_row(context.stream, input[0], input[3],
-               GlobalForward{context.input.data, context.output.data, input[1] * input[2], input[3]});
+               GlobalForward{context.input.data, context.output.data, input[1] * input[2], input[3],
+                             allow_tiles(input[3], context.input.data, context.output.data)});
 }
 void GlobalAvgPool::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
   const Shape& input = context.input_gradient.shape;
-  for_each_row(context.stream, pixels_of(input), input[3],
-               GlobalBackward{context.output_gradient.data, context.input_gradient.data, input[1] * input[2],
-                              input[3]});
+  for_each_row(
+      context.stream, pixels_of(input), input[3],
+      GlobalBackward{context.output_gradient.data, context.input_gradient.data, input[1] * input[2], input[3],
+                     allow_tiles(input[3], context.output_gradient.data, context.input_gradient.data)});
 }
 
 LayerPlan Flatten::plan(Device, int, const Shape& input) {

@@ -141,7 +141,6 @@ struct SumRows {
   double* loss;
   std::int32_t* correct;
   std::int64_t rows;
-  static constexpr bool kLongRows = true;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t, const Team& team) const {

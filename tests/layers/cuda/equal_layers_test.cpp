@@ -50,10 +50,10 @@ LayerPtr make_residual() {  // no bias in front of the batch norm, where its gra
                                     one<Conv2d>(Conv2dOptions{.in = 8, .out = 16, .kernel = 1}));
 }
 
-LayerPtr make_concat() {
+LayerPtr make_concat(std::int64_t first, std::int64_t second) {
   std::vector<std::vector<NamedLayer>> branches;
-  branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = 4, .kernel = 1}));
-  branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = 12, .kernel = 3, .padding = 1}));
+  branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = first, .kernel = 1}));
+  branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = second, .kernel = 3, .padding = 1}));
   return std::make_unique<Concat>(std::move(branches));
 }
 
@@ -63,6 +63,7 @@ std::function<LayerPtr()> making(Arguments... arguments) {
 }
 
 const Shape kImages{4, 9, 10, 8};
+const Shape kOddImages{4, 9, 10, 6};  // rows that do not allow accesses of 16 bytes
 
 const Case kCases[] = {
     {"Linear", {33, 70}, making<Linear>(70, 19)},
@@ -85,7 +86,14 @@ const Case kCases[] = {
     {"Flatten", kImages, making<Flatten>()},
     {"Dropout", kImages, making<Dropout>(0.3)},
     {"Residual", kImages, make_residual},
-    {"Concat", kImages, make_concat}};
+    {"Concat", kImages, [] { return make_concat(4, 12); }},
+    {"LinearInPacks", {33, 70}, making<Linear>(70, 20)},
+    {"BatchNorm2dOdd", kOddImages, making<BatchNorm2d>(6)},
+    {"MaxPool2dOdd", kOddImages, making<MaxPool2d>()},
+    {"AvgPool2dOdd", kOddImages, making<AvgPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
+    {"GlobalAvgPoolOdd", kOddImages, making<GlobalAvgPool>()},
+    {"DropoutOdd", {3, 77}, making<Dropout>(0.3)},
+    {"ConcatOdd", kImages, [] { return make_concat(3, 8); }}};
 
 // The largest difference, relative to the largest value.
 void expect_close(const std::vector<float>& actual, const std::vector<float>& expected, const char* what) {
