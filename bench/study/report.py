@@ -17,7 +17,7 @@ SHOWN = {
     "sequential": "#000000",
     "naive": "#999999",
     "pipedream": "#0072b2",
-    "pipedream-2bw": "#56b4e9",
+    "pipedream-2bw, m = D": "#56b4e9",
     "spectrain": "#e69f00",
     "pipemare": "#cc79a7",
     "pipeoptim": "#d55e00",
@@ -34,9 +34,10 @@ def read(results, data):
         if not file.exists():
             continue
         for contender in json.loads(file.read_text())["methods"]:
-            parts = [part for part in contender["method"].split("+") if not part.startswith("micro-batches=")]
+            parts = contender["method"].split("+")
             depths = [int(part[7:]) for part in parts if part.startswith("stages=")] or DEPTHS
-            name = ", ".join(part for part in parts if not part.startswith("stages="))
+            kept = [part for part in parts if not part.startswith(("stages=", "micro-batches="))]
+            name = ", ".join(kept) + (", m = D" if len(kept) + 1 < len(parts) else "")
             for depth in depths:
                 found[optimizer, name, depth] = contender
     return found
@@ -54,7 +55,7 @@ def smoothed(losses):
 
 def cell(contender, values):
     """Mean and deviation of what the runs of a contender came to, and how many diverged."""
-    if contender is None:
+    if contender is None or not contender["runs"] + contender["diverged"]:
         return ""
     diverged = len(contender["diverged"])
     if not contender["runs"]:
@@ -113,7 +114,7 @@ def figure(found):
         for column, optimizer in enumerate(optimizers):
             yield from panel(found, optimizer, depth, WIDTH * column, HEIGHT * row)
     for i, (name, colour) in enumerate(SHOWN.items()):
-        left = 10 + i * (width - 10) / len(SHOWN)
+        left = 10 + i * (width - 40) / len(SHOWN)
         yield (f'<line x1="{left:.0f}" x2="{left + 14:.0f}" y1="{height - 12}" y2="{height - 12}" stroke="{colour}" '
                f'stroke-width="2"/><text x="{left + 17:.0f}" y="{height - 8}">{name}</text>')
     yield "</svg>"

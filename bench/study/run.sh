@@ -16,7 +16,8 @@ case "$data" in
   fashion-mnist)
     training=(--model mlp --hidden "128,128,128,128,128,128,128" --data fashion-mnist --epochs 5 --warmup-steps 117)
     case "$optimizer" in sgdm) lr=0.02 ;; *) lr=0.002 ;; esac
-    ours+=" pipeoptim+paper"
+    rivals+=" naive+micro-batches=DEPTH"
+    ours+=" pipeoptim+paper pipeoptim+micro-batches=DEPTH"
     if [ "$optimizer" != adam ]; then
       rivals+=" pipedream-vertical"
       ours+=" pipeoptim+released-code pipeoptim+schedule-aware pipeoptim+difference"
