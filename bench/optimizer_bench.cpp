@@ -160,9 +160,7 @@ bool memory_allows(const RuleState& rule, std::int64_t elements) {
          static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+void add_all() {
   constexpr std::int64_t kMillion = 1 << 20;
   for (const RuleState& rule : kRules) {
     add(rule, "1K", {.elements = 1024});
@@ -177,5 +175,8 @@ int main(int argc, char** argv) {
     }
   }
   add(adamw, "10000x112", tiny_tensors(10000, 112));
-  return run(argc, argv);
 }
+
+}  // namespace
+
+int main(int argc, char** argv) { return run(argc, argv, add_all); }

@@ -93,9 +93,9 @@ inline Part part_of(std::int64_t n, int thread, int count) {
   return {std::min(n, thread * length), std::min(n, (thread + 1) * length)};
 }
 
-// Runs the benchmarks that were registered, with one table of counters, and short where nothing else is
-// asked.
-inline int run(int argc, char** argv) {
+// Runs the benchmarks that are registered, those of `add_more` among them, with one table of counters, and
+// short where nothing else is asked.
+inline int run(int argc, char** argv, void (*add_more)() = nullptr) {
   std::string table = "--benchmark_counters_tabular=true", time = "--benchmark_min_time=0.1";
   std::vector<char*> arguments{argv[0], table.data(), time.data()};
   arguments.insert(arguments.end(), argv + 1, argv + argc);
@@ -105,6 +105,7 @@ inline int run(int argc, char** argv) {
   try {
     benchmark::AddCustomContext("device", describe(device()));
     benchmark::AddCustomContext("threads", std::to_string(threads()));
+    if (add_more) add_more();
   } catch (const std::invalid_argument& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
