@@ -35,11 +35,8 @@ case "$data" in
 esac
 case "$optimizer" in
   sgdm) rivals+=" lwp-sc" ;;
-  adamw)
-    rivals+=" async-nag"
-    training+=(--weight-decay 0.01)
-    ;;
-  adam) ;;
+  adamw) training+=(--weight-decay 0.01) ;;
+  adam) rivals+=" async-nag" ;; # its NAdam would add a decay to the gradient
   *)
     echo "run.sh: unknown optimizer '$optimizer': sgdm, adam or adamw" >&2
     exit 2
