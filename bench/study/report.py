@@ -22,6 +22,7 @@ SHOWN = {
     "pipemare": "#cc79a7",
     "pipeoptim": "#d55e00",
     "pipeoptim, geometric": "#009e73",
+    "pipeoptim, m = D": "#8b4513",
 }
 WIDTH, HEIGHT, MARGIN = 300, 190, 34  # of a panel
 
@@ -113,10 +114,11 @@ def figure(found):
     for row, depth in enumerate(DEPTHS):
         for column, optimizer in enumerate(optimizers):
             yield from panel(found, optimizer, depth, WIDTH * column, HEIGHT * row)
-    for i, (name, colour) in enumerate(SHOWN.items()):
-        left = 10 + i * (width - 40) / len(SHOWN)
+    left = 10
+    for name, colour in SHOWN.items():
         yield (f'<line x1="{left:.0f}" x2="{left + 14:.0f}" y1="{height - 12}" y2="{height - 12}" stroke="{colour}" '
                f'stroke-width="2"/><text x="{left + 17:.0f}" y="{height - 8}">{name}</text>')
+        left += 34 + 5.2 * len(name)  # about the width of the text
     yield "</svg>"
 
 

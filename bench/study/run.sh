@@ -27,6 +27,8 @@ case "$data" in
   cifar10)
     training=(--model cnn --width 8 --data cifar10 --data-dir "$cifar" --epochs 3 --warmup-steps 58)
     case "$optimizer" in sgdm) lr=0.05 ;; *) lr=0.004 ;; esac
+    if [ "$optimizer" = sgdm ]; then ours+=" pipeoptim+paper pipeoptim+micro-batches=DEPTH"; fi
+    if [ "$optimizer" = adam ]; then rivals="pipedream pipedream-2bw+micro-batches=DEPTH spectrain"; fi
     ;;
   *)
     echo "run.sh: unknown data '$data': fashion-mnist or cifar10" >&2
