@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "kernels/runtime/error.h"
 
@@ -52,15 +53,22 @@ bool is_update(const Span& span) { return span.stream == 0 && (span.op == "U" ||
 
 TraceCosts read_trace_costs(const std::string& path) {
   std::vector<Span> spans = read_spans(path);
-  // What follows a stage's last update is evaluation, which other stages may not have come to yet.
-  std::map<std::size_t, double> last_updates;
-  double last_update = 0;
-  for (const Span& span : spans) {
-    if (!is_update(span)) continue;
-    last_updates[span.stage] = std::max(last_updates[span.stage], span.end);
-    last_update = std::max(last_update, span.end);
+  // What follows a stage's last update is evaluation, which other stages may not have come to yet. A stream's
+  // spans are in its order; the times of different streams are only nearly so.
+  std::map<std::size_t, std::size_t> last_updates;  // by stage, its place
+  for (std::size_t i = 0; i < spans.size(); ++i) {
+    if (is_update(spans[i])) last_updates[spans[i].stage] = i;
   }
-  std::erase_if(spans, [&](const Span& span) { return span.end > last_updates[span.stage]; });
+  double last_update = 0;
+  std::vector<Span> training;
+  for (std::size_t i = 0; i < spans.size(); ++i) {
+    const auto last = last_updates.find(spans[i].stage);
+    if (last == last_updates.end()) continue;
+    if (spans[i].stream == 0 ? i > last->second : spans[i].end > spans[last->second].end) continue;
+    if (i == last->second) last_update = std::max(last_update, spans[i].end);
+    training.push_back(spans[i]);
+  }
+  spans = std::move(training);
   if (spans.empty()) throw DataError(path + " holds no training");
 
   std::size_t stages = 0;
