@@ -69,18 +69,16 @@ double seconds(Stream& stream, const Enqueue& enqueue) {
 // too.
 inline Buffer<float> random_buffer(std::int64_t size, float scale = 1,
                                    MemoryKind kind = MemoryKind::kDevice) {
-  const Device where = device();
-  Buffer<float> buffer(where, static_cast<std::size_t>(size), kind);
-  const bool readable = where == Device::host() || kind == MemoryKind::kPinned;
-  Buffer<float> staged;
-  if (!readable) staged = Buffer<float>(Device::host(), buffer.size());
+  Buffer<float> values(Device::host(), static_cast<std::size_t>(size));
   std::uint32_t state = 1;
-  for (float& value : (readable ? buffer : staged).host_span()) {
+  for (float& value : values.host_span()) {
     state = state * 1664525U + 1013904223U;
     const float size_of_value = scale * (0.1F + static_cast<float>(state >> 9) * 0x1p-24F);
     value = (state & 256U) != 0 ? size_of_value : -size_of_value;
   }
-  if (!readable) copy_from_host(buffer.data(), staged.data(), buffer.size() * sizeof(float), where);
+  if (device() == Device::host()) return values;
+  Buffer<float> buffer(device(), values.size(), kind);
+  copy_from_host(buffer.data(), values.data(), values.size() * sizeof(float), device());
   return buffer;
 }
 

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kChunkRows =
     256;  // rows that one team sums: 16 KiB at 16 channels, in the first-level cache
+
 std::int64_t chunks_of(std::int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
 
 // Per-channel vectors in the stash, one after the other.
@@ -147,6 +148,13 @@ struct Normalize {
   }
 };
 
+// The gradient behind the activation, from that in front of it.
+template <Activation kActivation>
+PO_HD float behind(float gradient, float x, float scale, float shift) {
+  const bool off = kActivation == Activation::kRelu && !(x * scale + shift > 0);
+  return off ? 0.0F : gradient;
+}
+
 // Sums of g and g xhat over one chunk, g the gradient behind the activation.
 template <Activation kActivation>
 struct ChunkSums {
@@ -169,9 +177,8 @@ struct ChunkSums {
         const auto row = load_tile<kWidth>(x + r * channels + c);
         const auto gradient = load_tile<kWidth>(dy + r * channels + c);
         for (int v = 0; v < kWidth; ++v) {
-          const bool off =
-              kActivation == Activation::kRelu && !(row.value[v] * scale.value[v] + shift.value[v] > 0);
-          const float g = off ? 0.0F : gradient.value[v];
+          const float g =
+              behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
           g_sum.value[v] += g;
           x_sum.value[v] += g * (row.value[v] - mean.value[v]);
         }
@@ -231,10 +238,9 @@ struct InputGradient {
         const auto gradient = load_tile<kWidth>(dy + r * channels + c);
         Pack<kWidth> out;
         for (int v = 0; v < kWidth; ++v) {
-          const bool off =
-              kActivation == Activation::kRelu && !(row.value[v] * scale.value[v] + shift.value[v] > 0);
-          out.value[v] = of_g.value[v] * (off ? 0.0F : gradient.value[v]) +
-                         (of_x.value[v] * row.value[v] + rest.value[v]);
+          const float g =
+              behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
+          out.value[v] = of_g.value[v] * g + (of_x.value[v] * row.value[v] + rest.value[v]);
         }
         store_tile(dx + r * channels + c, out);
       }

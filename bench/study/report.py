@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Makes the tables and the curves of docs/study.md: report.py RESULTS DATA FIGURE.svg
 
-RESULTS holds the folders DATA-OPTIMIZER that run.sh leaves. The tables go to standard output, as Markdown.
+RESULTS holds the folders DATA-OPTIMIZER that run.sh leaves. The tables go to standard output, as Markdown; beside each
+folder DATA-OPTIMIZER.csv gets one line a run.
 """
 
+import csv
 import json
 import pathlib
 import re
@@ -65,6 +67,31 @@ def cell(contender, values):
     deviation = statistics.stdev(numbers) if len(numbers) > 1 else 0
     text = f"{statistics.mean(numbers):.2f} ± {deviation:.2f}"
     return text + (f" ({diverged} diverged)" if diverged else "")
+
+
+def accuracy(run):
+    return run["evaluations"][-1]["accuracy"]
+
+
+def final_loss(run):
+    return smoothed(run["losses"])[-1]
+
+
+def write_runs(results, data):
+    for optimizer in OPTIMIZERS:
+        source = results / f"{data}-{optimizer}" / "comparison.json"
+        if not source.exists():
+            continue
+        with open(results / f"{data}-{optimizer}.csv", "w", encoding="utf-8") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(["method", "seed", "test_accuracy", "test_loss", "final_training_loss"])
+            for contender in json.loads(source.read_text())["methods"]:
+                for run in contender["runs"]:
+                    loss = run["evaluations"][-1]["loss"]
+                    lines.writerow([contender["method"], run["seed"], f"{accuracy(run):.4f}", f"{loss:.4f}",
+                                    f"{final_loss(run):.4f}"])
+                for run in contender["diverged"]:
+                    lines.writerow([contender["method"], run["seed"], "diverged", "", ""])
 
 
 def table(found, values):
@@ -130,9 +157,10 @@ def main():
     if not found:
         sys.exit(f"report.py: there is no {data}-OPTIMIZER/comparison.json in {results}")
     print("Test accuracy in per cent, mean and deviation over the seeds:\n")
-    table(found, lambda run: 100 * run["evaluations"][-1]["accuracy"])
+    table(found, lambda run: 100 * accuracy(run))
     print("Training loss at the end:\n")
-    table(found, lambda run: smoothed(run["losses"])[-1])
+    table(found, final_loss)
+    write_runs(results, data)
     svg.write_text("\n".join(figure(found)) + "\n")
 
 

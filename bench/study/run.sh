@@ -9,7 +9,7 @@ if [ $# -ne 5 ]; then
 fi
 program=$1 cifar=$2 results=$3 data=$4 optimizer=$5
 
-# Learning rates: the smallest of a grid of factors 2 within half a point of the best, for sequential training, seed 0.
+# Learning rates: of a grid with factors of 2 to 2.5, the smallest within half a point of the best, for sequential training, seed 0.
 rivals="naive pipedream pipedream-2bw+micro-batches=DEPTH spectrain pipemare"
 ours="pipeoptim pipeoptim+geometric"
 case "$data" in
