@@ -1,8 +1,7 @@
-#include <cmath>
-
 #include "kernels/runtime/launch.h"
 #include "layers/activation.h"
 #include "layers/elementwise.h"
+#include "layers/functions.h"
 
 namespace pipeoptim {
 namespace {
@@ -14,28 +13,28 @@ struct ReluFormula {
   PO_HD static float slope(float y) { return y > 0 ? 1.0F : 0.0F; }
 };
 struct TanhFormula {
-  PO_HD static float value(float x) { return tanhf(x); }
+  PO_HD static float value(float x) { return tanh_of(x); }
   PO_HD static float slope(float y) { return 1.0F - y * y; }
 };
 struct SigmoidFormula {
-  PO_HD static float value(float x) { return 1.0F / (1.0F + expf(-x)); }
+  PO_HD static float value(float x) { return sigmoid_of(x); }
   PO_HD static float slope(float y) { return y * (1.0F - y); }
 };
 struct GeluFormula {
   static constexpr float kHalfRoot = 0.70710678118654752F;       // 1 / sqrt(2)
   static constexpr float kDensityAtZero = 0.39894228040143268F;  // 1 / sqrt(2 pi)
-  PO_HD static float value(float x) { return 0.5F * x * (1.0F + erff(x * kHalfRoot)); }
+  PO_HD static float value(float x) { return 0.5F * x * (1.0F + erf_of(x * kHalfRoot)); }
   PO_HD static float slope(float x) {
-    return 0.5F * (1.0F + erff(x * kHalfRoot)) + x * kDensityAtZero * expf(-0.5F * x * x);
+    return 0.5F * (1.0F + erf_of(x * kHalfRoot)) + x * kDensityAtZero * exp_of(-0.5F * x * x);
   }
 };
 
 struct GeluTanhFormula {
   static constexpr float kRoot = 0.79788456080286536F;  // sqrt(2 / pi)
   static constexpr float kCubic = 0.044715F;
-  PO_HD static float value(float x) { return 0.5F * x * (1.0F + tanhf(kRoot * (x + kCubic * x * x * x))); }
+  PO_HD static float value(float x) { return 0.5F * x * (1.0F + tanh_of(kRoot * (x + kCubic * x * x * x))); }
   PO_HD static float slope(float x) {
-    const float t = tanhf(kRoot * (x + kCubic * x * x * x));
+    const float t = tanh_of(kRoot * (x + kCubic * x * x * x));
     return 0.5F * (1.0F + t) + 0.5F * x * (1.0F - t * t) * kRoot * (1.0F + 3.0F * kCubic * x * x);
   }
 };

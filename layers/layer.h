@@ -171,15 +171,16 @@ struct NamedLayer {
   LayerPtr layer;
 };
 
-// The loss is the last stage's tail: mean over the whole mini-batch of a per-record loss.
+// The loss is the last stage's tail: the mean over the whole mini-batch of a loss for each row of the logits.
+// A row is a record, or one position of a record.
 struct LossContext {
   Stream& stream;
-  ConstTensor logits;          // {N, classes}
-  const std::int32_t* labels;  // N values; a negative one marks a padding record that counts for nothing
-  Tensor logits_gradient;      // d(sum of per-record losses * scale)/d(logits); data null in evaluation
-  double* loss_sum;            // one value: sum of per-record losses, overwritten
-  std::int32_t* correct;       // one value: number of records whose largest logit is the label
-  float scale = 1;             // 1 / (records of the whole mini-batch)
+  ConstTensor logits;          // {N, classes} or {N, T, classes}
+  const std::int32_t* labels;  // one a row; a negative one marks padding, which counts for nothing
+  Tensor logits_gradient;      // d(sum of the rows' losses * scale)/d(logits); data null in evaluation
+  double* loss_sum;            // one value: sum of the rows' losses, overwritten
+  std::int32_t* correct;       // one value: number of rows whose largest logit is the label
+  float scale = 1;             // 1 / (rows of the whole mini-batch)
   std::byte* workspace = nullptr;
 };
 

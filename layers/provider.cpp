@@ -50,9 +50,9 @@ std::int64_t output_extent(const ConvolutionSpec& spec, int axis) {
 void gemm(Stream& stream, const Gemm& product) { gemm_batched(stream, product, {.count = 1}); }
 
 void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch) {
-  if (batch.count < 0) throw std::invalid_argument("gemm: the batch has a negative count");
+  if (batch.count < 0 || batch.outer < 0) throw std::invalid_argument("gemm: the batch has a negative count");
   const Gemm filled = checked(product);
-  if (batch.count == 0 || product.rows == 0 || product.columns == 0) return;
+  if (batch.count == 0 || batch.outer == 0 || product.rows == 0 || product.columns == 0) return;
   if (stream.device().backend == Backend::kCuda) return detail::cuda_gemm(stream, filled, batch);
   detail::host_gemm(stream, filled, batch);
 }

@@ -34,16 +34,21 @@ struct Gemm {
   float beta = 0;
 };
 
-// `count` products; product i reads and writes i steps (in elements) further.
+// `count` products; product i reads and writes i steps (in elements) further. The whole is repeated `outer`
+// times, the j-th time j outer steps further: the heads of a record, and the records.
 struct GemmBatch {
   std::int64_t count = 0;
   std::int64_t step_a = 0;
   std::int64_t step_b = 0;
   std::int64_t step_c = 0;
+  std::int64_t outer = 1;
+  std::int64_t outer_step_a = 0;
+  std::int64_t outer_step_b = 0;
+  std::int64_t outer_step_c = 0;
 };
 
 // Both throw std::invalid_argument for negative extents, an inner extent of 0 and leading extents that are
-// too small; without rows, columns or count they do nothing.
+// too small; without rows, columns or products they do nothing.
 void gemm(Stream& stream, const Gemm& product);
 void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch);
 

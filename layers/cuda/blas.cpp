@@ -31,7 +31,7 @@ cublasOperation_t operation(Transpose transpose) {
 }
 
 // cuBLAS is column-major: it sees our matrices transposed, so c^T = op(b)^T op(a)^T.
-void multiply(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
+void multiply_strided(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
   const cublasOperation_t first = operation(p.transpose_b);
   const cublasOperation_t second = operation(p.transpose_a);
   if (batch.count == 1) {
@@ -44,6 +44,23 @@ void multiply(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
                                      p.leading_b, batch.step_b, p.a, p.leading_a, batch.step_a, &p.beta, p.c,
                                      p.leading_c, batch.step_c, batch.count),
         "cublasSgemmStridedBatched_64");
+}
+
+// cuBLAS has one step: a call for each of the outer or the inner products, whichever are fewer.
+void multiply(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
+  GemmBatch within = batch, around{batch.outer, batch.outer_step_a, batch.outer_step_b, batch.outer_step_c};
+  if (batch.count < batch.outer) {
+    within = around;
+    around = batch;
+  }
+  within.outer = 1;
+  Gemm shifted = p;
+  for (std::int64_t i = 0; i < around.count; ++i) {
+    multiply_strided(handle, shifted, within);
+    shifted.a += around.step_a;
+    shifted.b += around.step_b;
+    shifted.c += around.step_c;
+  }
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ class GemmTest : public testing::TestWithParam<std::tuple<GemmCase, int>> {};
 
 TEST_P(GemmTest, BatchedMatchesLoops) {
   const auto& [form, threads] = GetParam();
-  constexpr std::int64_t kRows = 13, kColumns = 21, kInner = 34, kCount = 3;
+  constexpr std::int64_t kRows = 13, kColumns = 21, kInner = 34, kCount = 6;
   Gemm product{.transpose_a = form.a,
                .transpose_b = form.b,
                .rows = kRows,
@@ -86,6 +86,22 @@ TEST_P(GemmTest, BatchedMatchesLoops) {
   gemm_batched(stream, product, batch);
   stream.synchronize();
   EXPECT_LT(test::largest_error(c, expected, magnitudes), tolerance::kFp32Product);
+
+  // The same products as two loops, whose inner one takes every third.
+  const std::vector<float> once = c;
+  c = random_values(batch.step_c * kCount, 3);
+  product.c = c.data();
+  gemm_batched(stream, product,
+               {.count = 2,
+                .step_a = 3 * batch.step_a,
+                .step_b = 3 * batch.step_b,
+                .step_c = 3 * batch.step_c,
+                .outer = 3,
+                .outer_step_a = batch.step_a,
+                .outer_step_b = batch.step_b,
+                .outer_step_c = batch.step_c});
+  stream.synchronize();
+  EXPECT_EQ(c, once);
 }
 
 INSTANTIATE_TEST_SUITE_P(

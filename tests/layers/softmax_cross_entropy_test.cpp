@@ -108,6 +108,19 @@ TEST(SoftmaxCrossEntropy, PaddingRecordsChangeNothing) {
   for (std::size_t i = 50; i < 80; ++i) EXPECT_EQ(padded.gradient[i], 0);
 }
 
+// A sequence's positions count as its records would.
+TEST(SoftmaxCrossEntropy, TakesOneLabelAPosition) {
+  const auto logits = test::random_values(3 * 4 * 10, 3);
+  const std::vector<std::int32_t> labels = {1, 2, 3, 4, 5, -1, 7, 8, 9, 0, 1, 2};
+  const SoftmaxCrossEntropy loss(0.1);
+  EXPECT_EQ(loss.workspace_bytes({3, 4, 10}), loss.workspace_bytes({12, 10}));
+  const Result sequences = run(loss, {3, 4, 10}, logits, labels, 0.2F);
+  const Result rows = run(loss, {12, 10}, logits, labels, 0.2F);
+  EXPECT_EQ(sequences.loss, rows.loss);
+  EXPECT_EQ(sequences.correct, rows.correct);
+  EXPECT_TRUE(test::same_bits(sequences.gradient, rows.gradient));
+}
+
 TEST(SoftmaxCrossEntropy, HoldsForHugeLogits) {
   const Result result =
       run(SoftmaxCrossEntropy(0.1), {2, 3}, {10000, 9999, 0, -10000, -10001, -10000}, {0, 2});

@@ -54,6 +54,24 @@ inline constexpr double kElementwise = 1e-6;
 // a chunk, the line y = scale x + shift three roundings of values near 4. Relative to the largest value.
 inline constexpr double kBatchNorm = 3e-6;
 
+// Layer norm against double: two means of up to 256 values in 16 partial sums and three roundings of values
+// near 4; the gradients of weight and bias are sums of up to 70 rows. Relative to the largest value
+// (seen: 2.6e-7).
+inline constexpr double kLayerNorm = 1.5e-6;
+
+// The same around 4096, where fp32 values of the input and their mean are 5e-4 apart: an error of the mean of
+// half of that, over a deviation of 1. Cancelling squares would be off by more than 1.
+inline constexpr double kFarMean = 5e-4;
+
+// Attention against double, four products one behind the other: probabilities off by some 3e-7 times the size
+// of a score (up to 10 here), sums of up to 450 rows behind them. Relative to the largest value (seen: 8e-7);
+// a missing term is 1e-3 and more.
+inline constexpr double kAttention = 4e-6;
+
+// An LSTM of up to 20 steps against double: each gate is off by 2e-7 and what it decides is handed on from
+// step to step. Relative to the largest value (seen: 4e-7); a wrong gate is 1e-2 and more.
+inline constexpr double kLstm = 2e-6;
+
 // One layer on two backends, both fp32: sums of up to a few thousand products in other orders, functions of
 // 2 ulp; relative to the largest value. A missing term is 1e-3 and more at the sizes of these tests.
 inline constexpr double kDeviceLayer = 1e-5;

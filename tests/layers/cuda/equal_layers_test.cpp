@@ -12,11 +12,15 @@
 #include <vector>
 
 #include "layers/activation.h"
+#include "layers/attention.h"
 #include "layers/batch_norm.h"
 #include "layers/concat.h"
 #include "layers/conv2d.h"
 #include "layers/dropout.h"
+#include "layers/embedding.h"
+#include "layers/layer_norm.h"
 #include "layers/linear.h"
+#include "layers/lstm.h"
 #include "layers/pooling.h"
 #include "layers/residual.h"
 #include "tests/support/layer_run.h"
@@ -93,7 +97,26 @@ const Case kCases[] = {
     {"AvgPool2dOdd", kOddImages, making<AvgPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
     {"GlobalAvgPoolOdd", kOddImages, making<GlobalAvgPool>()},
     {"DropoutOdd", {3, 77}, making<Dropout>(0.3)},
-    {"ConcatOdd", kImages, [] { return make_concat(3, 8); }}};
+    {"ConcatOdd", kImages, [] { return make_concat(3, 8); }},
+    // Random inputs are tokens, too: those below 0 are the first one, those between two the lower.
+    {"Embedding", {4, 70}, making<Embedding>(EmbeddingOptions{.vocabulary = 9, .features = 24})},
+    {"EmbeddingOdd", {4, 70}, making<Embedding>(EmbeddingOptions{.vocabulary = 3, .features = 7})},
+    {"EmbeddingWide", {2, 300}, making<Embedding>(EmbeddingOptions{.vocabulary = 40, .features = 516})},
+    {"PositionEmbedding",
+     {3, 11, 8},
+     making<PositionEmbedding>(PositionEmbeddingOptions{.positions = 12, .features = 8})},
+    {"LayerNorm", {3, 11, 24}, making<LayerNorm>(24)},
+    {"LayerNormOdd", {37, 7}, making<LayerNorm>(7)},
+    {"LayerNormWide", {5, 1028}, making<LayerNorm>(1028)},
+    {"Attention", {3, 20, 24}, making<CausalSelfAttention>(AttentionOptions{.features = 24, .heads = 4})},
+    {"AttentionOdd", {2, 33, 6}, making<CausalSelfAttention>(AttentionOptions{.features = 6, .heads = 2})},
+    {"AttentionInBlocks",
+     {2, 600, 8},
+     making<CausalSelfAttention>(AttentionOptions{.features = 8, .heads = 2})},
+    {"Lstm", {5, 7, 12}, making<Lstm>(12, 8)},
+    {"LstmOdd", {3, 9, 5}, making<Lstm>(5, 7)},
+    {"LastStep", {3, 5, 8}, making<LastStep>()},
+    {"LastStepOdd", {3, 5, 7}, making<LastStep>()}};
 
 // The largest difference, relative to the largest value.
 void expect_close(const std::vector<float>& actual, const std::vector<float>& expected, const char* what) {

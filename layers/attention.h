@@ -1,0 +1,61 @@
+// Causal self-attention with several heads. Vaswani et al., arXiv 1706.03762; names and layout as GPT-2's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "layers/layer.h"
+
+namespace pipeoptim {
+
+struct AttentionOptions {
+  std::int64_t features = 0;
+  std::int64_t heads = 1;
+  float deviation = 0.02F;             // of the first values of c_attn.weight
+  float projection_deviation = 0.02F;  // and of c_proj.weight; biases begin at 0
+};
+
+// {N, T, features} -> the same: y = c_proj(concat over heads of softmax(q k^T / sqrt(features / heads)) v),
+// where position t sees the positions up to t, and [q, k, v] = c_attn(x). Parameters c_attn.weight [3
+// features, features], c_attn.bias, c_proj.weight [features, features], c_proj.bias.
+//
+// Forward keeps q, k, v, the heads' outputs and one number a row of scores; backward makes the scores again,
+// so that no memory in flight grows with the square of T. Records are handled in groups whose scores fit a
+// cache (host) or a bounded workspace (CUDA), and rows in blocks that leave out most of what the mask hides.
+class CausalSelfAttention final : public Layer {
+ public:
+  // Throws std::invalid_argument unless both are positive and the heads divide the features.
+  explicit CausalSelfAttention(const AttentionOptions& options);
+
+  std::string describe() const override;
+  std::vector<Parameter> parameters() const override;
+  LayerPlan plan(Device device, int threads, const Shape& input) override;
+  void forward(const ForwardContext& context) const override;
+  void backward(const BackwardContext& context) const override;
+  void backward_input(const BackwardContext& context) const override;
+  void backward_weights(const BackwardContext& context) const override;
+  void set_backward_split(BackwardSplit split) override { split_ = split; }
+
+ private:
+  struct Scores;
+  std::int64_t rows() const { return records_ * length_; }
+  std::int64_t head_features() const { return options_.features / options_.heads; }
+  Scores scores(std::int64_t first_record) const;
+  float* qkv_gradient(const BackwardContext& context) const;
+  void attend(const ForwardContext& context, std::int64_t first_record) const;
+  void run_input(const BackwardContext& context) const;
+  void attend_backward(const BackwardContext& context, std::int64_t first_record) const;
+  void run_weights(const BackwardContext& context) const;
+
+  AttentionOptions options_;
+  BackwardSplit split_ = BackwardSplit::kJoined;
+  std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
+  std::int64_t group_ = 1;                 // records whose scores are in the workspace together
+  std::int64_t block_ = 1;                 // rows of scores that one product makes
+  // Offsets in bytes: in the stash, and in the workspace.
+  std::size_t qkv_ = 0, normalizers_ = 0, heads_output_ = 0, qkv_gradient_ = 0;
+  std::size_t probabilities_ = 0, score_gradients_ = 0, heads_gradient_ = 0, sums_ = 0;
+};
+
+}  // namespace pipeoptim

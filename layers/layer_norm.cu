@@ -1,0 +1,219 @@
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/runtime/launch.h"
+#include "layers/lanes.h"
+#include "layers/layer_norm.h"
+#include "layers/tiles.h"
+
+namespace pipeoptim {
+namespace {
+
+constexpr float kEps = 1e-5F;
+constexpr std::int64_t kChunkRows = 32;  // rows that one team sums for the gradients of weight and bias
+
+std::int64_t chunks_of(std::int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
+
+using Totals = Lanes<float, kTileLanes>;
+
+struct Normalize {
+  const float* input;
+  const float* weight;
+  const float* bias;
+  float* output;
+  float* means;
+  float* rstds;
+  std::int64_t features;
+  bool packs;
+
+  template <typename Team>
+  PO_HD void operator()(std::int64_t row, const Team& team) const {
+    const float* const x = input + row * features;
+    float* const y = output + row * features;
+    Totals sums(0), squares(0);
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto value = load_tile<kWidth>(x + c);
+      for (int v = 0; v < kWidth; ++v) sums.value[v] += value.value[v];
+    });
+    const float mean = sums.reduce(team, SumOf{}) / static_cast<float>(features);
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto value = load_tile<kWidth>(x + c);
+      for (int v = 0; v < kWidth; ++v) {
+        const float from_mean = value.value[v] - mean;
+        squares.value[v] += from_mean * from_mean;
+      }
+    });
+    const float variance = squares.reduce(team, SumOf{}) / static_cast<float>(features);
+    const float rstd = 1.0F / sqrtf(variance + kEps);
+    if (team.rank() == 0) {
+      means[row] = mean;
+      rstds[row] = rstd;
+    }
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto value = load_tile<kWidth>(x + c);
+      const auto gain = load_tile<kWidth>(weight + c), shift = load_tile<kWidth>(bias + c);
+      Pack<kWidth> out;
+      for (int v = 0; v < kWidth; ++v)
+        out.value[v] = (value.value[v] - mean) * rstd * gain.value[v] + shift.value[v];
+      store_tile(y + c, out);
+    });
+  }
+};
+
+// dx = rstd (g - mean(g) - xhat mean(g xhat)) with g = weight dy.
+struct InputGradient {
+  const float* input;
+  const float* weight;
+  const float* output_gradient;
+  float* input_gradient;
+  const float* means;
+  const float* rstds;
+  std::int64_t features;
+  bool packs;
+
+  template <typename Team>
+  PO_HD void operator()(std::int64_t row, const Team& team) const {
+    const float* const x = input + row * features;
+    const float* const dy = output_gradient + row * features;
+    float* const dx = input_gradient + row * features;
+    const float mean = means[row], rstd = rstds[row];
+    Totals sums(0), products(0);
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto value = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dy + c);
+      const auto gain = load_tile<kWidth>(weight + c);
+      for (int v = 0; v < kWidth; ++v) {
+        const float g = gradient.value[v] * gain.value[v];
+        sums.value[v] += g;
+        products.value[v] += g * ((value.value[v] - mean) * rstd);
+      }
+    });
+    const float of_g = sums.reduce(team, SumOf{}) / static_cast<float>(features);
+    const float of_xhat = products.reduce(team, SumOf{}) / static_cast<float>(features);
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+      const auto value = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dy + c);
+      const auto gain = load_tile<kWidth>(weight + c);
+      Pack<kWidth> out;
+      for (int v = 0; v < kWidth; ++v) {
+        const float xhat = (value.value[v] - mean) * rstd;
+        out.value[v] = rstd * (gradient.value[v] * gain.value[v] - of_g - xhat * of_xhat);
+      }
+      store_tile(dx + c, out);
+    });
+  }
+};
+
+// Sums of dy xhat and of dy over one chunk of rows.
+struct ChunkSums {
+  const float* x;
+  const float* dy;
+  const float* means;
+  const float* rstds;
+  float* products;
+  float* sums;
+  std::int64_t rows, features;
+  bool packs;
+
+  template <typename Team>
+  PO_HD void operator()(std::int64_t chunk, const Team& team) const {
+    const std::int64_t begin = chunk * kChunkRows;
+    const std::int64_t end = begin + kChunkRows < rows ? begin + kChunkRows : rows;
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+      Pack<kWidth> product{}, sum{};
+      for (std::int64_t r = begin; r < end; ++r) {
+        const auto value = load_tile<kWidth>(x + r * features + c);
+        const auto gradient = load_tile<kWidth>(dy + r * features + c);
+        const float mean = means[r], rstd = rstds[r];
+        for (int v = 0; v < kWidth; ++v) {
+          product.value[v] += gradient.value[v] * ((value.value[v] - mean) * rstd);
+          sum.value[v] += gradient.value[v];
+        }
+      }
+      store_tile(products + chunk * features + c, product);
+      store_tile(sums + chunk * features + c, sum);
+    });
+  }
+};
+
+struct SumChunks {
+  const float* products;
+  const float* sums;
+  float* weight_gradient;
+  float* bias_gradient;
+  std::int64_t chunks, features;
+  bool adds;
+
+  PO_HD void operator()(std::int64_t c) const {
+    float product = 0, sum = 0;
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      product += products[chunk * features + c];
+      sum += sums[chunk * features + c];
+    }
+    weight_gradient[c] = adds ? weight_gradient[c] + product : product;
+    bias_gradient[c] = adds ? bias_gradient[c] + sum : sum;
+  }
+};
+
+}  // namespace
+
+LayerNorm::LayerNorm(std::int64_t features) : features_(features) {
+  if (features < 1)
+    throw std::invalid_argument("layer norm needs at least 1 feature, got " + std::to_string(features));
+}
+
+std::string LayerNorm::describe() const { return "layer norm " + std::to_string(features_); }
+
+std::vector<Parameter> LayerNorm::parameters() const {
+  return {{"weight", {features_}, {Initializer::Kind::kConstant, 1}, Decay::kNo, Storage::kRowMajor},
+          {"bias", {features_}, {Initializer::Kind::kConstant, 0}, Decay::kNo, Storage::kRowMajor}};
+}
+
+LayerPlan LayerNorm::plan(Device, int, const Shape& input) {
+  if (input.rank() < 2 || input.last() != features_ || input.elements() < 1) {
+    throw std::invalid_argument(describe() + ": the input's last extent must be " +
+                                std::to_string(features_) + ", got " + input.to_string());
+  }
+  const std::int64_t rows = input.elements() / features_;
+  LayerPlan plan;
+  plan.output = input;
+  plan.stash_bytes = 2 * static_cast<std::size_t>(rows) * sizeof(float);
+  plan.workspace_bytes = 2 * static_cast<std::size_t>(chunks_of(rows) * features_) * sizeof(float);
+  plan.needs = Needs::kInput;
+  plan.bytes = 7.0 * sizeof(float) * static_cast<double>(input.elements());
+  return plan;
+}
+
+void LayerNorm::forward(const ForwardContext& context) const {
+  const std::int64_t rows = context.input.elements() / features_;
+  auto* const means = reinterpret_cast<float*>(context.stash);
+  const float *x = context.input.data, *weight = context.weights[0], *bias = context.weights[1];
+  for_each_row(context.stream, rows, features_,
+               Normalize{x, weight, bias, context.output.data, means, means + rows, features_,
+                         allow_tiles(features_, x, weight, bias, context.output.data)});
+}
+
+void LayerNorm::backward_input(const BackwardContext& context) const {
+  if (!context.input_gradient.data) return;
+  const std::int64_t rows = context.input.elements() / features_;
+  const auto* const means = reinterpret_cast<const float*>(context.stash);
+  const float *x = context.input.data, *weight = context.weights[0], *dy = context.output_gradient.data;
+  for_each_row(context.stream, rows, features_,
+               InputGradient{x, weight, dy, context.input_gradient.data, means, means + rows, features_,
+                             allow_tiles(features_, x, weight, dy, context.input_gradient.data)});
+}
+
+void LayerNorm::backward_weights(const BackwardContext& context) const {
+  const std::int64_t rows = context.input.elements() / features_, chunks = chunks_of(rows);
+  const auto* const means = reinterpret_cast<const float*>(context.stash);
+  const float *x = context.input.data, *dy = context.output_gradient.data;
+  auto* const products = reinterpret_cast<float*>(context.workspace);
+  float* const sums = products + chunks * features_;
+  for_each_row(context.stream, chunks, features_,
+               ChunkSums{x, dy, means, means + rows, products, sums, rows, features_,
+                         allow_tiles(features_, x, dy, products, sums)});
+  for_each(context.stream, features_,
+           SumChunks{products, sums, context.gradients[0], context.gradients[1], chunks, features_,
+                     context.gradients.mode == GradientMode::kAdd});
+}
+
+}  // namespace pipeoptim
