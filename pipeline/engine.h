@@ -21,8 +21,8 @@ namespace pipeoptim {
 
 class ProcessGroup;
 
-// One mini-batch in host memory (pinned for CUDA): inputs of `input` shape, one label a record, padding
-// records have label -1.
+// One mini-batch in host memory (pinned for CUDA): inputs of `input` shape, and one label for each row of the
+// logits: a record's, or those of its positions one after the other. Padding has label -1.
 struct Batch {
   const float* inputs = nullptr;
   const std::int32_t* labels = nullptr;
@@ -84,15 +84,17 @@ struct VersionRecord {
 
 struct StepResult {
   std::int64_t step = 0;  // mini-batch, counted from the start of training
-  double loss = 0;        // mean over the mini-batch
+  double loss = 0;        // mean over the labels of the mini-batch
   std::int64_t records = 0;
+  std::int64_t labels = 0;  // one or several a record; padding included
   std::int64_t correct = 0;
 };
 
-// Loss, records and correct are known where the last stage is; elsewhere they are 0.
+// Loss, records, labels and correct are known where the last stage is; elsewhere they are 0.
 struct PassResult {
-  double loss = 0;  // mean over the records
+  double loss = 0;  // mean over the labels
   std::int64_t records = 0;
+  std::int64_t labels = 0;
   std::int64_t correct = 0;
   std::int64_t minibatches = 0;  // fewer than asked for where the pass was stopped
   bool stopped = false;          // somebody asked to end here, the same on all processes

@@ -92,6 +92,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     random_layer += static_cast<std::uint64_t>(stages.back().random_layers());
     shape = stages.back().output_shape();
   }
+  record_labels = shape.elements() / shape.last() / microbatch_records;
   for (const Stage& stage : stages) {
     for (const PlacedTensor& placed : stage.parameters()) tensors.push_back(placed.tensor);
     for (const PlacedTensor& placed : stage.states()) tensors.push_back(placed.tensor);
@@ -180,7 +181,7 @@ void EngineCore::allocate_loss() {
   const Device last = device_of(depth() - 1);
   const Device loading = here(0) ? device_of(0) : last;
   enable_peer_access(loading, last);
-  labels = Buffer<std::int32_t>(last, static_cast<std::size_t>(label_ring * microbatch_records));
+  labels = Buffer<std::int32_t>(last, static_cast<std::size_t>(label_ring * microbatch_labels()));
   for (std::int64_t i = 0; i < label_ring; ++i) {
     label_ready.emplace_back(loading);
     label_free.emplace_back(last);

@@ -27,6 +27,7 @@ struct EngineCore {
   Shape input;  // of a micro-batch
   std::int64_t minibatch_records = 0;
   std::int64_t microbatch_records = 0;
+  std::int64_t record_labels = 1;     // rows of the logits for each record
   Schedule schedule;                  // of the last pass
   std::int64_t schedule_length = -1;  // mini-batches it was made for
   std::vector<Stage> stages;          // all are planned; those of this process have memory
@@ -59,6 +60,8 @@ struct EngineCore {
   Device device_of(int stage) const { return stages[static_cast<std::size_t>(stage)].device(); }
   bool here(int stage) const { return stage >= first_here && stage < end_here; }
   bool last_is_here() const { return end_here == depth(); }
+  std::int64_t minibatch_labels() const { return minibatch_records * record_labels; }
+  std::int64_t microbatch_labels() const { return microbatch_records * record_labels; }
   int micro() const { return config.microbatches_per_update; }
 
   EngineCore(EngineConfig engine_config, std::vector<std::vector<NamedLayer>> layers,

@@ -81,7 +81,7 @@ class PassRunner {
     result_.minibatches = minibatch_limit_;
     result_.stopped = minibatch_limit_ < schedule_.microbatches / schedule_.microbatches_per_update;
     result_.seconds = std::chrono::duration<double>(PassClock::now() - begin).count();
-    if (result_.records > 0) result_.loss = loss_total_ / static_cast<double>(result_.records);
+    if (result_.records > 0) result_.loss = loss_total_ / static_cast<double>(result_.labels);
     recorder_.finish(mode_);
     return result_;
   }
@@ -171,10 +171,10 @@ class PassRunner {
   void load_labels(int k, const Instruction& instruction, int part) {
     Stream& stream = lane(k).streams[kActivations];
     const std::int64_t entry = ring(instruction.microbatch);
-    const std::int64_t records = core_.microbatch_records;
+    const std::int64_t labels = core_.microbatch_labels();
     stream.wait(core_.label_free[entry]);
-    stream.copy(core_.labels.data() + entry * records, batch_.labels + part * records,
-                static_cast<std::size_t>(records) * sizeof(std::int32_t));
+    stream.copy(core_.labels.data() + entry * labels, batch_.labels + part * labels,
+                static_cast<std::size_t>(labels) * sizeof(std::int32_t));
     stream.record(core_.label_ready[entry]);
   }
 
@@ -238,11 +238,11 @@ class PassRunner {
     stream.wait(core_.label_ready[static_cast<std::size_t>(entry)]);
     core_.loss->run({.stream = stream,
                      .logits = ConstTensor(stage(k).output(instruction.slot), shape),
-                     .labels = core_.labels.data() + entry * core_.microbatch_records,
+                     .labels = core_.labels.data() + entry * core_.microbatch_labels(),
                      .logits_gradient = {gradient, shape},
                      .loss_sum = core_.loss_sums.data() + result,
                      .correct = core_.correct.data() + result,
-                     .scale = 1.0F / static_cast<float>(core_.minibatch_records),
+                     .scale = 1.0F / static_cast<float>(core_.minibatch_labels()),
                      .workspace = core_.loss_workspace.data()});
     stream.record(core_.label_free[static_cast<std::size_t>(entry)]);
     stream.record(core_.result_ready[result]);
@@ -304,11 +304,13 @@ class PassRunner {
     const std::int64_t t = taken_results_ / schedule_.microbatches_per_update - 1;
     StepResult step;
     step.step = pass_.first_step + t;
-    step.loss = step_loss_ / static_cast<double>(core_.minibatch_records);
+    step.loss = step_loss_ / static_cast<double>(core_.minibatch_labels());
     step.records = core_.minibatch_records;
+    step.labels = core_.minibatch_labels();
     step.correct = step_correct_;
     loss_total_ += step_loss_;
     result_.records += step.records;
+    result_.labels += step.labels;
     result_.correct += step.correct;
     step_loss_ = 0;
     step_correct_ = 0;

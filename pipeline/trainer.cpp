@@ -64,7 +64,7 @@ class Run {
     epoch.epoch = number;
     epoch.step = result_.steps;
     epoch.train_loss = train.loss;
-    epoch.train_accuracy = ratio(train.correct, train.records);
+    epoch.train_accuracy = ratio(train.correct, train.labels);
     epoch.seconds = train.seconds;
     epoch.samples_per_second = train.seconds > 0 ? static_cast<double>(train.records) / train.seconds : 0;
     epoch.learning_rate = config_.learning_rate(std::max<std::int64_t>(0, result_.steps - 1));
@@ -87,7 +87,8 @@ class Run {
     const PassResult test = engine_.evaluate(data_.test(), data_.test_minibatches);
     // The pass counts padding records, whose loss is 0, too.
     result_.last.test_loss = test.loss * ratio(test.records, data_.test_records);
-    result_.last.test_accuracy = ratio(test.correct, data_.test_records);
+    const std::int64_t record_labels = test.records == 0 ? 1 : test.labels / test.records;
+    result_.last.test_accuracy = ratio(test.correct, data_.test_records * record_labels);
   }
 
   Engine& engine_;

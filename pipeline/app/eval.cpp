@@ -24,7 +24,8 @@ ExitCode evaluate(const Options& options, ProcessGroup* group) {
   const auto records = loader.dataset().records();
   // The engine counts the records that fill up the last mini-batch.
   const double loss = result.loss * static_cast<double>(result.records) / static_cast<double>(records);
-  const double accuracy = static_cast<double>(result.correct) / static_cast<double>(records);
+  const std::int64_t labels = records * (result.labels / result.records);
+  const double accuracy = static_cast<double>(result.correct) / static_cast<double>(labels);
   if (options.json) {
     const nlohmann::ordered_json all = {
         {"loss", loss}, {"accuracy", accuracy}, {"records", records}, {"seconds", result.seconds}};

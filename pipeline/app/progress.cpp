@@ -53,6 +53,7 @@ void Progress::step(const StepResult& step) {
   ++done_;
   ++window_steps_;
   window_records_ += step.records;
+  window_labels_ += step.labels;
   window_correct_ += step.correct;
   window_loss_ += step.loss;
   const auto now = Clock::now();
@@ -65,8 +66,8 @@ void Progress::step(const StepResult& step) {
   samples_per_second_ = keep * samples_per_second_ + (1 - keep) * rate;
   loss_ = keep * loss_ + (1 - keep) * window_loss_ / static_cast<double>(window_steps_);
   accuracy_ = keep * accuracy_ +
-              (1 - keep) * static_cast<double>(window_correct_) / static_cast<double>(window_records_);
-  window_records_ = window_correct_ = window_steps_ = 0;
+              (1 - keep) * static_cast<double>(window_correct_) / static_cast<double>(window_labels_);
+  window_records_ = window_labels_ = window_correct_ = window_steps_ = 0;
   window_loss_ = 0;
   shown_ = now;
   show();
@@ -116,7 +117,7 @@ void Progress::epoch(const EpochResult& epoch) {
              epoch.samples_per_second, epoch.seconds);
   std::fflush(stdout);
   shown_ = Clock::now();
-  window_records_ = window_correct_ = window_steps_ = 0;
+  window_records_ = window_labels_ = window_correct_ = window_steps_ = 0;
   window_loss_ = 0;
 }
 

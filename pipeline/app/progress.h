@@ -39,7 +39,7 @@ class Progress {
   Display display_;
   Color color_;
   std::int64_t steps_, epochs_, done_ = 0, epoch_ = 1;
-  std::int64_t window_records_ = 0, window_correct_ = 0, window_steps_ = 0;
+  std::int64_t window_records_ = 0, window_labels_ = 0, window_correct_ = 0, window_steps_ = 0;
   double window_loss_ = 0, loss_ = 0, accuracy_ = 0;
   double samples_per_second_ = 0;
   bool drawn_ = false;
