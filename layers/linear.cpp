@@ -7,10 +7,13 @@
 
 namespace pipeoptim {
 
-Linear::Linear(std::int64_t in, std::int64_t out, Bias bias) : in_(in), out_(out), bias_(bias) {
+Linear::Linear(std::int64_t in, std::int64_t out, Bias bias, std::optional<LinearInit> init)
+    : in_(in), out_(out), bias_(bias) {
   if (in <= 0 || out <= 0) {
     throw std::invalid_argument(describe() + ": needs at least one input and one output feature");
   }
+  const Initializer uniform{Initializer::Kind::kUniform, 1.0F / std::sqrt(static_cast<float>(in))};
+  init_ = init.value_or(LinearInit{uniform, uniform});
 }
 
 std::string Linear::describe() const {
@@ -18,10 +21,9 @@ std::string Linear::describe() const {
 }
 
 std::vector<Parameter> Linear::parameters() const {
-  const Initializer uniform{Initializer::Kind::kUniform, 1.0F / std::sqrt(static_cast<float>(in_))};
-  std::vector<Parameter> parameters{{.name = "weight", .shape = {out_, in_}, .initializer = uniform}};
+  std::vector<Parameter> parameters{{.name = "weight", .shape = {out_, in_}, .initializer = init_.weight}};
   if (bias_ == Bias::kYes) {
-    parameters.push_back({.name = "bias", .shape = {out_}, .initializer = uniform, .decay = Decay::kNo});
+    parameters.push_back({.name = "bias", .shape = {out_}, .initializer = init_.bias, .decay = Decay::kNo});
   }
   return parameters;
 }

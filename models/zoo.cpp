@@ -2,16 +2,21 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <utility>
 
 #include "kernels/runtime/names.h"
 #include "layers/activation.h"
+#include "layers/attention.h"
 #include "layers/batch_norm.h"
 #include "layers/conv2d.h"
 #include "layers/dropout.h"
+#include "layers/embedding.h"
+#include "layers/layer_norm.h"
 #include "layers/linear.h"
+#include "layers/lstm.h"
 #include "layers/pooling.h"
 #include "layers/residual.h"
 
@@ -147,22 +152,96 @@ Layers make_vgg16(const ModelOptions& options) {
   return layers;
 }
 
-const std::array<std::string, 4> kNames{"mlp", "cnn", "resnet20", "vgg16"};
+// First values as GPT-2's: what is added to the residual stream is smaller the more often that is done.
+Layers make_gpt(const ModelOptions& options) {
+  constexpr float kDeviation = 0.02F;
+  const std::int64_t f = options.features;
+  const float added = kDeviation / std::sqrt(2.0F * static_cast<float>(options.layers));
+  Layers layers;
+  add<Embedding>(layers, "transformer.wte", EmbeddingOptions{options.vocabulary, f, kDeviation});
+  add<PositionEmbedding>(layers, "transformer.wpe",
+                         PositionEmbeddingOptions{options.sequence_length, f, kDeviation});
+  add_dropout(layers, "transformer.drop", options.dropout);
+  for (std::int64_t i = 0; i < options.layers; ++i) {
+    Layers attention, mlp;
+    add<LayerNorm>(attention, "ln_1", f);
+    add<CausalSelfAttention>(attention, "attn", AttentionOptions{f, options.heads, kDeviation, added});
+    add_dropout(attention, "attn.resid_dropout", options.dropout);
+    add<LayerNorm>(mlp, "ln_2", f);
+    add<Linear>(mlp, "mlp.c_fc", f, 4 * f, Bias::kYes, LinearInit::normal(kDeviation));
+    add<GELU>(mlp, "mlp.gelu");
+    add<Linear>(mlp, "mlp.c_proj", 4 * f, f, Bias::kYes, LinearInit::normal(added));
+    add_dropout(mlp, "mlp.dropout", options.dropout);
+    for (Layers* body : {&attention, &mlp}) {
+      add<Residual>(layers, "transformer.h." + std::to_string(i), std::move(*body), Layers{},
+                    FinalActivation::kNone);
+    }
+  }
+  add<LayerNorm>(layers, "transformer.ln_f", f);
+  add<Linear>(layers, "lm_head", f, options.vocabulary, Bias::kNo, LinearInit::normal(kDeviation));
+  return layers;
+}
+
+Layers make_lstm(const ModelOptions& options) {
+  Layers layers;
+  add<Embedding>(layers, "embedding",
+                 EmbeddingOptions{.vocabulary = options.vocabulary, .features = options.features});
+  for (std::int64_t i = 0; i < options.layers; ++i) {
+    add<Lstm>(layers, "lstm." + std::to_string(i), options.features, options.features);
+  }
+  add<LastStep>(layers, "last");
+  add_dropout(layers, "dropout", options.dropout);
+  add<Linear>(layers, "fc", options.features, options.classes);
+  return layers;
+}
+
+void check_image_model(const ModelOptions& options) {
+  if (options.image.rank() != 3 || options.image.elements() < 1) {
+    throw std::invalid_argument("a model needs images of height x width x channels, not " +
+                                options.image.to_string());
+  }
+}
+
+void check_text_model(const std::string& name, const ModelOptions& options) {
+  const auto require = [&](const char* what, std::int64_t value) {
+    if (value >= 1) return;
+    throw std::invalid_argument(name + " needs at least 1 of " + what + ", got " + std::to_string(value));
+  };
+  require("layers", options.layers);
+  require("features", options.features);
+  require("tokens in a sequence", options.sequence_length);
+  require("tokens in its vocabulary", options.vocabulary);
+}
+
+const std::array<std::string, 6> kNames{"mlp", "cnn", "resnet20", "vgg16", "gpt", "lstm"};
 
 }  // namespace
 
 std::span<const std::string> model_names() { return kNames; }
 
+DataKind model_data(const std::string& name) {
+  if (name == "gpt") return DataKind::kRunningText;
+  return name == "lstm" ? DataKind::kTexts : DataKind::kImages;
+}
+
+Shape model_input(const std::string& name, const ModelOptions& options, std::int64_t batch) {
+  if (model_data(name) != DataKind::kImages) return {batch, options.sequence_length};
+  return {batch, options.image[0], options.image[1], options.image[2]};
+}
+
 std::vector<NamedLayer> make_model(const std::string& name, const ModelOptions& options) {
-  if (options.image.rank() != 3 || options.image.elements() < 1) {
-    throw std::invalid_argument("a model needs images of height x width x channels, not " +
-                                options.image.to_string());
+  if (model_data(name) == DataKind::kImages) {
+    check_image_model(options);
+  } else {
+    check_text_model(name, options);
   }
   if (options.classes < 1) throw std::invalid_argument("a model needs at least one class");
   if (name == "mlp") return make_mlp(options);
   if (name == "cnn") return make_cnn(options);
   if (name == "resnet20") return make_resnet20(options);
   if (name == "vgg16") return make_vgg16(options);
+  if (name == "gpt") return make_gpt(options);
+  if (name == "lstm") return make_lstm(options);
   throw std::invalid_argument(unknown_name("model", name, kNames));
 }
 

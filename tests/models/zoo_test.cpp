@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -22,7 +23,7 @@ struct Tensors {
 
 Tensors describe(const std::string& name, const ModelOptions& options, std::int64_t batch = 2) {
   Tensors out;
-  Shape shape{batch, options.image[0], options.image[1], options.image[2]};
+  Shape shape = model_input(name, options, batch);
   for (const NamedLayer& named : make_model(name, options)) {
     const LayerPlan plan = named.layer->plan(Device::host(), 1, shape);
     shape = plan.output;
@@ -96,9 +97,45 @@ TEST(Zoo, Vgg16) {
   EXPECT_EQ(describe("vgg16", {}).output, (Shape{2, 10}));
 }
 
+TEST(Zoo, Gpt) {
+  const Tensors model = describe("gpt", {});
+  EXPECT_EQ(model.output, (Shape{2, 128, 65}));
+  // A block: two norms, 4 f^2 + 4 f in attention, 8 f^2 + 5 f in the MLP
+  constexpr std::int64_t f = 256;
+  EXPECT_EQ(model.parameters, (65 + 128 + 65) * f + 2 * f + 4 * (12 * f * f + 13 * f));
+  EXPECT_EQ(model.all.at("transformer.wpe.weight"), (Shape{128, f}));
+  EXPECT_EQ(model.all.at("transformer.h.3.attn.c_attn.weight"), (Shape{3 * f, f}));
+  EXPECT_EQ(model.all.at("transformer.h.0.mlp.c_fc.weight"), (Shape{4 * f, f}));
+  EXPECT_EQ(model.all.at("lm_head.weight"), (Shape{65, f}));
+  EXPECT_FALSE(model.all.contains("lm_head.bias"));
+  for (const NamedLayer& named : make_model("gpt", {})) {
+    for (const Parameter& parameter : named.layer->parameters()) {
+      const float deviation = parameter.name.ends_with("c_proj.weight") ? 0.02F / std::sqrt(8.0F) : 0.02F;
+      if (parameter.initializer.kind == Initializer::Kind::kNormal) {
+        EXPECT_EQ(parameter.initializer.value, deviation) << named.name << '.' << parameter.name;
+      }
+    }
+  }
+  // Both backwards and the forward: 6 operations a weight and position, and attention's products.
+  EXPECT_NEAR(model.forward_flops, 2.0 * 128 * (4 * 12 * f * f + 65 * f + 4 * f * 128), 1e5);
+}
+
+TEST(Zoo, Lstm) {
+  const Tensors model =
+      describe("lstm", {.classes = 2, .layers = 2, .features = 24, .sequence_length = 5, .vocabulary = 30});
+  EXPECT_EQ(model.output, (Shape{2, 2}));
+  EXPECT_EQ(model.parameters, 30 * 24 + 2 * (8 * 24 * 24 + 8 * 24) + 2 * 24 + 2);
+  for (const char* name : {"embedding.weight", "lstm.0.weight_ih_l0", "lstm.1.bias_hh_l0", "fc.bias"}) {
+    EXPECT_TRUE(model.all.contains(name)) << name;
+  }
+}
+
 TEST(Zoo, DropoutKeepsNames) {
   const Tensors with = describe("mlp", {.dropout = 0.5}), without = describe("mlp", {});
   EXPECT_EQ(with.all, without.all);
+  for (const char* text : {"gpt", "lstm"}) {
+    EXPECT_EQ(describe(text, {.dropout = 0.5}).all, describe(text, {}).all);
+  }
   EXPECT_EQ(make_model("mlp", {.dropout = 0.5}).size(), make_model("mlp", {}).size() + 3);
 }
 
@@ -111,12 +148,18 @@ TEST(Zoo, RejectsUnknownAndImpossible) {
   EXPECT_THROW(make_model("cnn", {.image = {2, 2, 1}}), std::invalid_argument);
   EXPECT_THROW(make_model("mlp", {.image = {28, 28}}), std::invalid_argument);
   EXPECT_THROW(make_model("mlp", {.classes = 0}), std::invalid_argument);
+  EXPECT_THROW(make_model("gpt", {.features = 20, .heads = 8}), std::invalid_argument);
+  expect_mentions(message_of<std::invalid_argument>([] { make_model("gpt", {.layers = 0}); }),
+                  {"gpt", "layers", "got 0"});
+  expect_mentions(message_of<std::invalid_argument>([] { make_model("lstm", {.vocabulary = -1}); }),
+                  {"lstm", "vocabulary", "got -1"});
+  EXPECT_THROW(make_model("lstm", {.sequence_length = 0}), std::invalid_argument);
 }
 
 TEST(Partition, DividesModels) {
   for (const std::string& name : model_names()) {
     const std::vector<NamedLayer> layers = make_model(name, {});
-    const std::vector<double> costs = layer_costs(layers, {8, 28, 28, 1});
+    const std::vector<double> costs = layer_costs(layers, model_input(name, {}, 8));
     for (const double cost : costs) EXPECT_GE(cost, 0);
     for (const int stages : {1, 2, 4}) {
       const auto parts = split_layers(make_model(name, {}), balanced_cuts(costs, stages));
