@@ -8,6 +8,8 @@ mlp.json, cnn.json                 loss of 20 sequential steps for SGDM, Adam an
                                    the records 0..20*32-1 of Fashion-MNIST's training file in file order:
                                    "loss64" computed in double precision (the reference), "loss32" in single
                                    (how far rounding alone goes)
+gpt.safetensors, lstm.safetensors, gpt.json, lstm.json
+                                   the same for the models on texts, with their random tokens ("tokens", "labels")
 types.safetensors                  one tensor of every element type that the reader converts
 
 Weight decay is on weights only, not on biases and norms.
@@ -15,6 +17,7 @@ Weight decay is on weights only, not on biases and norms.
 
 import gzip
 import json
+import math
 import pathlib
 import struct
 import sys
@@ -102,6 +105,78 @@ class Cnn(nn.Module):
         return self.fc2(self.fc1(x.flatten(1)).relu())
 
 
+class Attention(nn.Module):
+    def __init__(self, features, heads):
+        super().__init__()
+        self.heads = heads
+        self.c_attn = nn.Linear(features, 3 * features)
+        self.c_proj = nn.Linear(features, features)
+
+    def forward(self, x):
+        n, t, f = x.shape
+        q, k, v = (part.view(n, t, self.heads, -1).transpose(1, 2) for part in self.c_attn(x).split(f, dim=2))
+        scores = q @ k.transpose(2, 3) / math.sqrt(f // self.heads)
+        hidden = torch.ones(t, t, dtype=torch.bool).triu(1)
+        mixed = scores.masked_fill(hidden, float("-inf")).softmax(dim=3) @ v
+        return self.c_proj(mixed.transpose(1, 2).reshape(n, t, f))
+
+
+class Mlp(nn.Module):
+    def __init__(self, features):
+        super().__init__()
+        self.c_fc = nn.Linear(features, 4 * features)
+        self.c_proj = nn.Linear(4 * features, features)
+
+    def forward(self, x):
+        return self.c_proj(nn.functional.gelu(self.c_fc(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, features, heads):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(features)
+        self.attn = Attention(features, heads)
+        self.ln_2 = nn.LayerNorm(features)
+        self.mlp = Mlp(features)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Gpt(nn.Module):
+    """The zoo's `gpt`."""
+
+    def __init__(self, layers, features, heads, sequence_length, vocabulary):
+        super().__init__()
+        self.transformer = nn.ModuleDict(dict(
+            wte=nn.Embedding(vocabulary, features), wpe=nn.Embedding(sequence_length, features),
+            h=nn.ModuleList(Block(features, heads) for _ in range(layers)), ln_f=nn.LayerNorm(features)))
+        self.lm_head = nn.Linear(features, vocabulary, bias=False)
+
+    def forward(self, tokens):
+        x = self.transformer.wte(tokens) + self.transformer.wpe.weight
+        for block in self.transformer.h:
+            x = block(x)
+        return self.lm_head(self.transformer.ln_f(x))
+
+
+class Lstm(nn.Module):
+    """The zoo's `lstm`."""
+
+    def __init__(self, layers, features, vocabulary, classes):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, features)
+        self.lstm = nn.ModuleList(nn.LSTM(features, features, batch_first=True) for _ in range(layers))
+        self.fc = nn.Linear(features, classes)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        for layer in self.lstm:
+            x, _ = layer(x)
+        return self.fc(x[:, -1])
+
+
 def optimizer(model, run):
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
@@ -112,15 +187,15 @@ def optimizer(model, run):
     return kind(groups, lr=run["lr"], betas=(run["beta1"], run["beta2"]), eps=run["eps"])
 
 
-def losses(model, initial, run, images, labels, dtype):
+def losses(model, initial, run, images, labels, dtype, batch=BATCH):
     model.load_state_dict(initial)
     model.to(dtype).train()
     steps, out = optimizer(model, run), []
     for t in range(STEPS):
-        part = slice(t * BATCH, (t + 1) * BATCH)
-        x = images[part].to(dtype)
+        part = slice(t * batch, (t + 1) * batch)
+        x = images[part] if images.dtype == torch.int64 else images[part].to(dtype)
         logits = model(x.flatten(1) if isinstance(model, nn.Sequential) else x)
-        loss = nn.functional.cross_entropy(logits, labels[part])
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels[part].flatten())
         steps.zero_grad()
         loss.backward()
         steps.step()
@@ -128,7 +203,32 @@ def losses(model, initial, run, images, labels, dtype):
     return out
 
 
+def make_texts():
+    torch.set_num_threads(1)
+    torch.manual_seed(2)
+    batch, length, vocabulary, classes = 4, 12, 11, 3
+    gpt = dict(layers=2, features=16, heads=2, sequence_length=length, vocabulary=vocabulary)
+    lstm = dict(layers=2, features=12, vocabulary=vocabulary, classes=classes)
+    for name, model, options in [("gpt", Gpt(**gpt), gpt), ("lstm", Lstm(**lstm), lstm)]:
+        text = torch.randint(vocabulary, (STEPS * batch, length + 1))
+        tokens, labels = text[:, :-1], text[:, 1:] if name == "gpt" else text[:, -1] % classes
+        initial = {key: value.clone() for key, value in model.state_dict().items()}
+        write_safetensors(HERE / f"{name}.safetensors", initial)
+        runs = []
+        for run in RUNS:
+            both = [losses(model, initial, run, tokens, labels, dtype, batch)
+                    for dtype in (torch.float64, torch.float32)]
+            runs.append(dict(run, loss64=both[0], loss32=both[1]))
+        golden = dict(model=name, options=dict(options, sequence_length=length), batch=batch, steps=STEPS,
+                      decay="weights only", torch=torch.__version__, runs=runs)
+        text = json.dumps(golden, indent=1)[:-2]
+        for key, value in dict(tokens=tokens, labels=labels).items():
+            text += f',\n "{key}": {json.dumps(value.flatten().tolist())}'
+        (HERE / f"{name}.json").write_text(text + "\n}\n")
+
+
 def main():
+    make_texts()
     torch.set_num_threads(1)
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "/usr/share/datasets/fashion-mnist")
     images, labels = records(folder, STEPS * BATCH)

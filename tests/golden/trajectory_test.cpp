@@ -37,7 +37,15 @@ ModelOptions model_options(const nlohmann::json& golden) {
   ModelOptions options;
   const nlohmann::json& given = golden.at("options");
   if (given.contains("hidden")) options.hidden = given["hidden"].get<std::vector<std::int64_t>>();
-  if (given.contains("width")) options.width = given["width"].get<std::int64_t>();
+  for (const auto& [name, value] : {std::pair{"width", &options.width},
+                                    {"classes", &options.classes},
+                                    {"layers", &options.layers},
+                                    {"features", &options.features},
+                                    {"heads", &options.heads},
+                                    {"sequence_length", &options.sequence_length},
+                                    {"vocabulary", &options.vocabulary}}) {
+    if (given.contains(name)) *value = given[name].get<std::int64_t>();
+  }
   return options;
 }
 
@@ -50,6 +58,40 @@ OptimizerConfig optimizer_config(const nlohmann::json& run) {
   config.eps = run.value("eps", 1e-8);
   config.weight_decay = run.at("weight_decay").get<double>();
   return config;
+}
+
+// The losses of one run.
+std::vector<double> train(const std::string& model, const nlohmann::json& golden, const nlohmann::json& run,
+                          BatchSource& source) {
+  EngineConfig config;
+  config.method = "sequential";
+  config.optimizer = optimizer_config(run);
+  const ModelOptions options = model_options(golden);
+  const Shape input = model_input(model, options, golden.at("batch").get<std::int64_t>());
+  std::vector<std::vector<NamedLayer>> stages;
+  stages.push_back(make_model(model, options));
+  Engine engine(config, std::move(stages), std::make_unique<SoftmaxCrossEntropy>(), input);
+  for (const StoredTensor& tensor : read_safetensors(kGolden + model + ".safetensors")) {
+    engine.write_tensor(tensor.name, tensor.values);
+  }
+  std::vector<double> losses;
+  TrainPass pass;
+  pass.minibatches = golden.at("steps").get<std::int64_t>();
+  pass.learning_rate = [&](std::int64_t) { return run.at("lr").get<float>(); };
+  pass.on_step = [&](const StepResult& step) {
+    losses.push_back(step.loss);
+    return true;
+  };
+  engine.train(source, pass);
+  return losses;
+}
+
+void expect_losses(const nlohmann::json& run, const std::vector<double>& losses, double tolerance) {
+  const auto expected = run.at("loss64").get<std::vector<double>>();
+  ASSERT_EQ(losses.size(), expected.size());
+  for (std::size_t t = 0; t < losses.size(); ++t) {
+    EXPECT_NEAR(losses[t] / expected[t], 1, tolerance) << run.at("optimizer") << " step " << t;
+  }
 }
 
 class Trajectory : public testing::TestWithParam<const char*> {};
@@ -66,37 +108,46 @@ TEST_P(Trajectory, EqualsPyTorch) {
   }
   Loader loader(data, {.batch = batch});
   for (const nlohmann::json& run : golden.at("runs")) {
-    EngineConfig config;
-    config.method = "sequential";
-    config.optimizer = optimizer_config(run);
-    std::vector<std::vector<NamedLayer>> stages;
-    stages.push_back(make_model(model, model_options(golden)));
-    Engine engine(config, std::move(stages), std::make_unique<SoftmaxCrossEntropy>(), {batch, 28, 28, 1});
-    for (const StoredTensor& tensor : read_safetensors(kGolden + model + ".safetensors")) {
-      engine.write_tensor(tensor.name, tensor.values);
-    }
-    std::vector<double> losses;
-    TrainPass pass;
-    pass.minibatches = golden.at("steps").get<std::int64_t>();
-    pass.learning_rate = [&](std::int64_t) { return run.at("lr").get<float>(); };
-    pass.on_step = [&](const StepResult& step) {
-      losses.push_back(step.loss);
-      return true;
-    };
     app::LoaderSource source(loader);
     loader.start_epoch(0);
-    engine.train(source, pass);
-    const bool kinks = model == "cnn" && config.optimizer.rule.starts_with("adam");
-    const double tolerance = kinks ? kRelativeWithKinks : kRelative;
-    const auto expected = run.at("loss64").get<std::vector<double>>();
-    ASSERT_EQ(losses.size(), expected.size());
-    for (std::size_t t = 0; t < losses.size(); ++t) {
-      EXPECT_NEAR(losses[t] / expected[t], 1, tolerance) << run.at("optimizer") << " step " << t;
-    }
+    const bool kinks = model == "cnn" && run.at("optimizer").get<std::string>().starts_with("adam");
+    expect_losses(run, train(model, golden, run, source), kinks ? kRelativeWithKinks : kRelative);
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Trajectory, testing::Values("mlp", "cnn"));
+
+// The tokens and labels of a golden file.
+class StoredBatches final : public BatchSource {
+ public:
+  explicit StoredBatches(const nlohmann::json& golden)
+      : tokens_(golden.at("tokens").get<std::vector<float>>()),
+        labels_(golden.at("labels").get<std::vector<std::int32_t>>()),
+        steps_(golden.at("steps").get<std::size_t>()) {}
+  Batch acquire(std::int64_t t) override {
+    const auto step = static_cast<std::size_t>(t);
+    return {&tokens_.at(step * (tokens_.size() / steps_)), &labels_.at(step * (labels_.size() / steps_))};
+  }
+  void release(std::int64_t) override {}
+
+ private:
+  std::vector<float> tokens_;
+  std::vector<std::int32_t> labels_;
+  std::size_t steps_;
+};
+
+class TextTrajectory : public testing::TestWithParam<const char*> {};
+
+TEST_P(TextTrajectory, EqualsPyTorch) {
+  const std::string model = GetParam();
+  const nlohmann::json golden = read_golden(model);
+  StoredBatches source(golden);
+  for (const nlohmann::json& run : golden.at("runs")) {
+    expect_losses(run, train(model, golden, run, source), kRelative);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, TextTrajectory, testing::Values("gpt", "lstm"));
 
 }  // namespace
 }  // namespace pipeoptim::test
