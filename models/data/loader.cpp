@@ -44,9 +44,10 @@ Loader::Loader(std::shared_ptr<const Dataset> dataset, const LoaderOptions& opti
   }
   order_.resize(static_cast<std::size_t>(records));
   const auto held = static_cast<std::size_t>(options_.batch * options_.depth);
-  inputs_ = Buffer<float>(options_.device, held * static_cast<std::size_t>(dataset_->pixels()),
+  inputs_ = Buffer<float>(options_.device, held * static_cast<std::size_t>(dataset_->values()),
                           MemoryKind::kPinned);
-  labels_ = Buffer<std::int32_t>(options_.device, held, MemoryKind::kPinned);
+  labels_ = Buffer<std::int32_t>(options_.device, held * static_cast<std::size_t>(dataset_->record_labels()),
+                                 MemoryKind::kPinned);
   slots_.resize(static_cast<std::size_t>(options_.depth));
   thread_ = std::thread([this] { read_ahead(); });
 }
@@ -91,11 +92,11 @@ void Loader::release(std::int64_t t) {
 }
 
 float* Loader::inputs_of(std::int64_t t) const {
-  return inputs_.data() + t % options_.depth * options_.batch * dataset_->pixels();
+  return inputs_.data() + t % options_.depth * options_.batch * dataset_->values();
 }
 
 std::int32_t* Loader::labels_of(std::int64_t t) const {
-  return labels_.data() + t % options_.depth * options_.batch;
+  return labels_.data() + t % options_.depth * options_.batch * dataset_->record_labels();
 }
 
 // The thread: the only writer of the buffers, so a slot given up by start_epoch is never written by two.
@@ -132,25 +133,40 @@ void Loader::make_order(std::int64_t epoch) {
 }
 
 void Loader::fill(std::int64_t epoch, std::int64_t t) {
-  const std::int64_t pixels = dataset_->pixels(), first = t * options_.batch;
+  const std::int64_t values = dataset_->values(), record_labels = dataset_->record_labels();
+  const std::int64_t first = t * options_.batch;
   float* inputs = inputs_of(t);
   std::int32_t* labels = labels_of(t);
   for (std::int64_t i = 0; i < options_.batch; ++i) {
-    float* out = inputs + i * pixels;
+    float* out = inputs + i * values;
     if (first + i >= dataset_->records()) {
-      std::fill(out, out + pixels, 0.0F);
-      labels[i] = -1;
+      std::fill(out, out + values, 0.0F);
+      std::fill_n(labels + i * record_labels, record_labels, -1);
       continue;
     }
     const std::uint32_t record = order_[static_cast<std::size_t>(first + i)];
-    labels[i] = dataset_->labels[record];
-    write_record(epoch, record, out);
+    write_labels(record, labels + i * record_labels);
+    if (dataset_->kind == DataKind::kImages) {
+      write_image(epoch, record, out);
+    } else {
+      const auto tokens = dataset_->tokens.begin() + record * values;
+      std::transform(tokens, tokens + values, out,
+                     [](std::int32_t token) { return static_cast<float>(token); });
+    }
   }
 }
 
-void Loader::write_record(std::int64_t epoch, std::int64_t record, float* out) const {
+void Loader::write_labels(std::int64_t record, std::int32_t* out) const {
+  if (dataset_->kind == DataKind::kRunningText) {
+    std::copy_n(dataset_->tokens.begin() + record * dataset_->values() + 1, dataset_->record_labels(), out);
+  } else {
+    *out = dataset_->labels[static_cast<std::size_t>(record)];
+  }
+}
+
+void Loader::write_image(std::int64_t epoch, std::int64_t record, float* out) const {
   const std::int64_t height = dataset_->height, width = dataset_->width, channels = dataset_->channels;
-  const std::uint8_t* image = dataset_->images.data() + record * dataset_->pixels();
+  const std::uint8_t* image = dataset_->images.data() + record * dataset_->values();
   std::int64_t down = 0, right = 0;
   bool flipped = false;
   if (options_.augmentation == Augmentation::kCropAndFlip) {

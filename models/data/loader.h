@@ -36,8 +36,8 @@ struct LoaderOptions {
 };
 
 struct LoadedBatch {
-  const float* inputs;         // batch x height x width x channels, normalised
-  const std::int32_t* labels;  // batch; -1: padding
+  const float* inputs;  // batch x height x width x channels, normalised; or batch x sequence_length tokens
+  const std::int32_t* labels;  // batch, of running text batch x sequence_length; -1: padding
 };
 
 // Mini-batch t of an epoch is a function of (data, options, epoch, t) alone: the same bits on every machine.
@@ -77,7 +77,8 @@ class Loader {
   void read_ahead();
   void make_order(std::int64_t epoch);
   void fill(std::int64_t epoch, std::int64_t t);
-  void write_record(std::int64_t epoch, std::int64_t record, float* out) const;
+  void write_image(std::int64_t epoch, std::int64_t record, float* out) const;
+  void write_labels(std::int64_t record, std::int32_t* out) const;
 
   std::shared_ptr<const Dataset> dataset_;
   LoaderOptions options_;

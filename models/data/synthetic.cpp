@@ -55,14 +55,14 @@ Dataset make_synthetic(const SyntheticOptions& options, Split split) {
   dataset.classes = options.classes;
   dataset.mean.assign(static_cast<std::size_t>(options.channels), 0.5F);
   dataset.deviation.assign(static_cast<std::size_t>(options.channels), 0.25F);
-  dataset.images.reserve(static_cast<std::size_t>(options.records * dataset.pixels()));
+  dataset.images.reserve(static_cast<std::size_t>(options.records * dataset.values()));
   dataset.labels.reserve(static_cast<std::size_t>(options.records));
 
   std::vector<std::vector<int>> patterns;
   for (int label = 0; label < options.classes; ++label) patterns.push_back(make_pattern(options, label));
 
   const std::uint64_t group = split == Split::kTrain ? kTrainRecords : kTestRecords;
-  const auto per_record = static_cast<std::uint64_t>(dataset.pixels() + 3);
+  const auto per_record = static_cast<std::uint64_t>(dataset.values() + 3);
   for (std::int64_t record = 0; record < options.records; ++record) {
     std::uint64_t element = static_cast<std::uint64_t>(record) * per_record;
     const auto next = [&](std::uint32_t bound) {

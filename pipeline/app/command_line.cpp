@@ -116,10 +116,16 @@ void CommandLine::add_model(Subcommand& command) {
   add(command, "model", options_.model, join(model_names()));
   add(command, "hidden", options_.hidden, "Widths of mlp's hidden layers");
   add(command, "width", options_.width, "Channels of the first convolution of cnn and resnet20");
-  add(command, "dropout", options_.dropout, "Dropout of mlp, cnn and vgg16");
+  add(command, "dropout", options_.dropout, "Dropout of all models but resnet20");
+  add(command, "layers", options_.layers, "Blocks of gpt, LSTMs of lstm");
+  add(command, "features", options_.features, "Values at each position of gpt and lstm");
+  add(command, "heads", options_.heads, "Attention heads of gpt");
+  add(command, "sequence-length", options_.sequence_length, "Tokens of a record of gpt and lstm");
+  add(command, "vocabulary", options_.vocabulary,
+      "imdb: words that are told apart (running text: its distinct bytes)");
   add(command, "data", options_.data, join(dataset_names()));
   add(command, "data-dir", options_.data_dir,
-      "Folder of the data's files (default: where its package puts them)");
+      "Folder of the data's files, of text also the file (default: where its package puts them)");
   add(command, "batch-size", options_.batch_size, "Records of a mini-batch");
   add(command, "limit-train", options_.limit_train, "Use only the first N training records (0: all)");
   add(command, "limit-test", options_.limit_test, "Use only the first N test records (0: all)");

@@ -116,6 +116,16 @@ void validate_sizes(const Options& options) {
   require(options.limit_train >= 0, "--limit-train", options.limit_train, "0 (all) or more");
   require(options.limit_test >= 0, "--limit-test", options.limit_test, "0 (all) or more");
   require(options.width >= 1, "--width", options.width, "1 or more");
+  require(options.layers >= 1, "--layers", options.layers, "1 or more");
+  require(options.features >= 1, "--features", options.features, "1 or more");
+  require(options.heads >= 1, "--heads", options.heads, "1 or more");
+  require(options.sequence_length >= 1, "--sequence-length", options.sequence_length, "1 or more");
+  require(options.vocabulary >= 3 && options.vocabulary <= 1 << 24, "--vocabulary", options.vocabulary,
+          "3 to 16777216");
+  if (options.model == "gpt" && options.features % options.heads != 0) {
+    throw std::invalid_argument("--features " + std::to_string(options.features) +
+                                " cannot be divided into --heads " + std::to_string(options.heads));
+  }
   for (const std::int64_t width : options.hidden)
     require(width >= 1, "--hidden", width, "1 or more for each layer");
   const int stages = model_stages(options);

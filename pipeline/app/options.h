@@ -16,8 +16,10 @@ struct Options {
   std::vector<std::int64_t> hidden = {256, 128, 64};
   std::int64_t width = 16;
   double dropout = 0;
+  std::int64_t layers = 4, features = 256, heads = 8;
+  std::int64_t sequence_length = 128, vocabulary = 20000;
   std::string data = "fashion-mnist";
-  std::string data_dir;  // empty: where the distribution's package puts it
+  std::string data_dir;  // folder, of text also the file; empty: where the distribution's package puts it
   std::int64_t limit_train = 0, limit_test = 0;
   bool no_shuffle = false, no_augment = false;
   std::uint64_t seed = 0;

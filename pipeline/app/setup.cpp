@@ -42,21 +42,48 @@ LoaderOptions loader_options(const Options& options, Device device) {
   return loader;
 }
 
-void cut(Dataset& data, std::int64_t limit) {
-  if (limit <= 0 || limit >= data.records()) return;
-  data.labels.resize(static_cast<std::size_t>(limit));
-  data.images.resize(static_cast<std::size_t>(limit * data.pixels()));
+Dataset read_data(const Options& options, Split split) {
+  return load_dataset(options.data, options.data_dir, split,
+                      {.sequence_length = options.sequence_length, .vocabulary = options.vocabulary});
+}
+
+void require_fitting_data(const Options& options) {
+  const DataKind wanted = model_data(options.model), given = dataset_kind(options.data);
+  if (wanted == given) return;
+  std::string known;
+  for (const std::string& name : dataset_names()) {
+    if (dataset_kind(name) == wanted) known += (known.empty() ? "" : ", ") + name;
+  }
+  throw std::invalid_argument("--model " + options.model + " needs " + describe(wanted) + " (" + known +
+                              "), but --data " + options.data + " is " + describe(given));
+}
+
+ModelOptions model_options(const Options& options, const DataShape& shape) {
+  ModelOptions model;
+  model.image = {shape.height, shape.width, shape.channels};
+  model.classes = shape.classes;
+  model.hidden = options.hidden;
+  model.width = options.width;
+  model.dropout = options.dropout;
+  model.layers = options.layers;
+  model.features = options.features;
+  model.heads = options.heads;
+  model.sequence_length = options.sequence_length;
+  model.vocabulary = shape.vocabulary;
+  return model;
 }
 
 }  // namespace
 
 DataShape data_shape(const Options& options) {
+  require_fitting_data(options);
   if (options.data == "fashion-mnist" || options.data == "mnist" || options.data == "synthetic") {
     return {28, 28, 1, 10};
   }
   if (options.data == "cifar10") return {32, 32, 3, 10};
-  const Dataset data = load_dataset(options.data, options.data_dir, Split::kTest);
-  return {data.height, data.width, data.channels, data.classes};
+  if (options.data == "imdb") return {.classes = 2, .vocabulary = options.vocabulary};
+  const Dataset data = read_data(options, Split::kTest);
+  return {data.height, data.width, data.channels, data.classes, data.vocabulary};
 }
 
 Device choose_device(const std::string& name) {
@@ -91,13 +118,8 @@ int choose_device_count(const Options& options, Device device) {
 
 std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& shape, Device device, bool trace,
                                     ProcessGroup* processes) {
-  const Shape input{options.batch_size, shape.height, shape.width, shape.channels};
-  ModelOptions model;
-  model.image = {shape.height, shape.width, shape.channels};
-  model.classes = shape.classes;
-  model.hidden = options.hidden;
-  model.width = options.width;
-  model.dropout = options.dropout;
+  const ModelOptions model = model_options(options, shape);
+  const Shape input = model_input(options.model, model, options.batch_size);
   std::vector<NamedLayer> layers = make_model(options.model, model);
   const Cuts cuts = choose_cuts(options, layers, input);
   EngineConfig config;
@@ -122,8 +144,9 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
 }
 
 std::shared_ptr<const Dataset> load_data(const Options& options, Split split) {
-  auto data = std::make_shared<Dataset>(load_dataset(options.data, options.data_dir, split));
-  cut(*data, split == Split::kTrain ? options.limit_train : options.limit_test);
+  auto data = std::make_shared<Dataset>(read_data(options, split));
+  const std::int64_t limit = split == Split::kTrain ? options.limit_train : options.limit_test;
+  if (limit > 0) keep_first(*data, limit);
   return data;
 }
 

@@ -15,11 +15,13 @@
 namespace pipeoptim::app {
 
 struct DataShape {
-  std::int64_t height = 0, width = 0, channels = 0;
+  std::int64_t height = 0, width = 0, channels = 0;  // of images
   int classes = 0;
+  std::int64_t vocabulary = 0;  // of texts
 };
 
-// Of the named data set, without reading it where that is known.
+// Of the named data set, without reading it where that is known. Throws std::invalid_argument where the model
+// is made for another kind of data.
 DataShape data_shape(const Options& options);
 
 // "auto" takes a CUDA device where there is one. Throws DataError, saying what there is, when CUDA is asked

@@ -96,7 +96,7 @@ TEST(FashionMnist, ReadsTheDebianPackage) {
   const Dataset test = load_dataset("fashion-mnist", kFashionMnist, Split::kTest);
   ASSERT_EQ(train.records(), 60000);
   ASSERT_EQ(test.records(), 10000);
-  EXPECT_EQ(train.pixels(), 784);
+  EXPECT_EQ(train.values(), 784);
   for (int label = 0; label < 10; ++label) {
     EXPECT_EQ(std::count(train.labels.begin(), train.labels.end(), label), 6000);
     EXPECT_EQ(std::count(test.labels.begin(), test.labels.end(), label), 1000);
@@ -196,7 +196,7 @@ TEST(Synthetic, CanBeLearned) {
   SyntheticOptions options;
   options.records = 1000;
   const Dataset train = make_synthetic(options, Split::kTrain), test = make_synthetic(options, Split::kTest);
-  const auto pixels = static_cast<std::size_t>(train.pixels());
+  const auto pixels = static_cast<std::size_t>(train.values());
   std::vector<std::vector<double>> means(10, std::vector<double>(pixels));
   std::vector<double> count(10);
   for (std::size_t r = 0; r < train.labels.size(); ++r) {

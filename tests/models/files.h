@@ -15,12 +15,14 @@ namespace pipeoptim::test {
 
 inline const std::filesystem::path kFashionMnist = "/usr/share/datasets/fashion-mnist";
 
-// Lossless records of CIFAR-10 that lie beside the repository; absent elsewhere.
-inline std::filesystem::path mini_cifar() {
+// Real data that lies beside the repository; absent elsewhere.
+inline std::filesystem::path shared_data() {
   const char* shared = std::getenv("PIPEOPTIM_SHARED");
   const std::filesystem::path base = shared ? shared : PIPEOPTIM_SOURCE_DIR "/../shared";
-  return base / "data/cifar10/mini-bin";
+  return base / "data";
 }
+// Lossless records of CIFAR-10.
+inline std::filesystem::path mini_cifar() { return shared_data() / "cifar10/mini-bin"; }
 
 class TemporaryFolder {
  public:

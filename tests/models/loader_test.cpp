@@ -43,11 +43,46 @@ Epoch read_epoch(Loader& loader, std::int64_t epoch) {
   loader.start_epoch(epoch);
   for (std::int64_t t = 0; t < loader.minibatches(); ++t) {
     const LoadedBatch loaded = loader.acquire(t);
-    out.inputs.insert(out.inputs.end(), loaded.inputs, loaded.inputs + batch * loader.dataset().pixels());
+    out.inputs.insert(out.inputs.end(), loaded.inputs, loaded.inputs + batch * loader.dataset().values());
     out.labels.insert(out.labels.end(), loaded.labels, loaded.labels + batch);
     loader.release(t);
   }
   return out;
+}
+
+// Running text of tokens 0, 1, 2, ...: a record's first token tells where it begins.
+std::shared_ptr<Dataset> counted_text(std::int32_t tokens, std::int64_t sequence_length) {
+  auto data = std::make_shared<Dataset>();
+  data->name = "counted";
+  data->kind = DataKind::kRunningText;
+  data->sequence_length = sequence_length;
+  data->vocabulary = tokens;
+  for (std::int32_t token = 0; token < tokens; ++token) data->tokens.push_back(token);
+  return data;
+}
+
+TEST(Loader, LabelsEachTokenWithTheNext) {
+  const auto data = counted_text(26, 5);
+  EXPECT_EQ(data->records(), 5);
+  Loader loader(data, {.batch = 2, .order = Order::kShuffled, .remainder = Remainder::kPad});
+  ASSERT_EQ(loader.minibatches(), 3);
+  loader.start_epoch(0);
+  std::set<float> begins;
+  for (std::int64_t t = 0; t < 3; ++t) {
+    const LoadedBatch loaded = loader.acquire(t);
+    for (std::int64_t record = 0; record < 2; ++record) {
+      const bool padding = t == 2 && record == 1;
+      const float begin = loaded.inputs[record * 5];
+      if (!padding) begins.insert(begin);
+      for (std::int64_t i = 0; i < 5; ++i) {
+        const float token = padding ? 0 : begin + static_cast<float>(i);
+        EXPECT_EQ(loaded.inputs[record * 5 + i], token);
+        EXPECT_EQ(loaded.labels[record * 5 + i], padding ? -1 : static_cast<std::int32_t>(token) + 1);
+      }
+    }
+    loader.release(t);
+  }
+  EXPECT_EQ(begins, (std::set<float>{0, 5, 10, 15, 20}));
 }
 
 TEST(Loader, FileOrderAndDroppedRemainder) {

@@ -43,10 +43,12 @@ Tensors describe(const std::string& name, const ModelOptions& options, std::int6
 
 // The names and shapes of the golden files are PyTorch's own.
 TEST(Zoo, HasPyTorchsNamesAndShapes) {
-  ModelOptions options;
-  options.hidden = {32, 24};
-  options.width = 4;
-  for (const char* name : {"mlp", "cnn"}) {
+  const std::map<std::string, ModelOptions> cases = {
+      {"mlp", {.hidden = {32, 24}}},
+      {"cnn", {.width = 4}},
+      {"gpt", {.layers = 2, .features = 16, .heads = 2, .sequence_length = 12, .vocabulary = 11}},
+      {"lstm", {.classes = 3, .layers = 2, .features = 12, .vocabulary = 11}}};
+  for (const auto& [name, options] : cases) {
     const Tensors model = describe(name, options);
     std::map<std::string, Shape> golden;
     for (const StoredTensor& tensor :
