@@ -42,7 +42,9 @@ class Lstm final : public Layer {
   std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
   // Offsets in bytes: in the stash, and in the workspace.
   std::size_t gates_ = 0, cells_ = 0, gate_gradient_ = 0;
-  std::size_t state_gradient_ = 0, cell_gradient_ = 0, earlier_ = 0, sums_ = 0, bias_gradient_ = 0;
+  bool transposes_ = false;  // whether forward works with weight_hh^T
+  std::size_t transposed_ = 0, state_gradient_ = 0, cell_gradient_ = 0, earlier_ = 0, sums_ = 0,
+              bias_gradient_ = 0;
 };
 
 // {N, T, F} -> {N, F}: the last position.
