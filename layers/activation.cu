@@ -100,4 +100,8 @@ void GELU::backward_input(const BackwardContext& context) const {
   run_backward<GeluTanhFormula>(context, context.input);
 }
 
+void relu_gradient(Stream& stream, const ConstTensor& output, const float* output_gradient, float* gradient) {
+  for_each(stream, output.elements(), Map2<Gradient<ReluFormula>>{output.data, output_gradient, gradient});
+}
+
 }  // namespace pipeoptim

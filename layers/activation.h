@@ -53,4 +53,7 @@ class GELU final : public Layer {
   GeluForm form_;
 };
 
+// For layers with a ReLU in their output: gradient[i] = output[i] > 0 ? output_gradient[i] : 0.
+void relu_gradient(Stream& stream, const ConstTensor& output, const float* output_gradient, float* gradient);
+
 }  // namespace pipeoptim

@@ -11,6 +11,9 @@ namespace pipeoptim::detail {
 void host_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch);
 void cuda_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch);
 
+std::unique_ptr<LinearPlan> make_host_linear(int threads, const LinearSpec& spec);
+std::unique_ptr<LinearPlan> make_cuda_linear(Device device, const LinearSpec& spec);
+
 std::unique_ptr<ConvolutionPlan> make_host_convolution(int threads, const ConvolutionSpec& spec);
 std::unique_ptr<ConvolutionPlan> make_cuda_convolution(Device device, const ConvolutionSpec& spec);
 

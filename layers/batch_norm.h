@@ -8,8 +8,6 @@
 
 namespace pipeoptim {
 
-enum class Activation { kNone, kRelu };
-
 struct BatchNormOptions {
   float eps = 1e-5F;
   float momentum = 0.1F;                      // weight of the new value in the running statistics, as PyTorch

@@ -74,6 +74,9 @@ struct LayerPlan {
 
 enum class Mode { kTraining, kEvaluation };
 
+// What a layer applies to its output in the same pass, where it offers that.
+enum class Activation { kNone, kRelu };
+
 // Whether the gradients between the layers of a composite outlive backward_input.
 enum class BackwardSplit {
   kJoined,  // no: backward() does both halves, and the halves alone throw std::logic_error

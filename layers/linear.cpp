@@ -3,84 +3,110 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "layers/provider.h"
+#include "kernels/runtime/buffer.h"
+#include "layers/activation.h"
 
 namespace pipeoptim {
 
-Linear::Linear(std::int64_t in, std::int64_t out, Bias bias, std::optional<LinearInit> init)
-    : in_(in), out_(out), bias_(bias) {
+Linear::Linear(std::int64_t in, std::int64_t out, LinearOptions options)
+    : in_(in), out_(out), options_(options) {
   if (in <= 0 || out <= 0) {
     throw std::invalid_argument(describe() + ": needs at least one input and one output feature");
   }
-  const Initializer uniform{Initializer::Kind::kUniform, 1.0F / std::sqrt(static_cast<float>(in))};
-  init_ = init.value_or(LinearInit{uniform, uniform});
 }
 
 std::string Linear::describe() const {
-  return "linear " + std::to_string(in_) + " -> " + std::to_string(out_);
+  return "linear " + std::to_string(in_) + " -> " + std::to_string(out_) +
+         (options_.activation == Activation::kRelu ? ", relu" : "");
 }
 
 std::vector<Parameter> Linear::parameters() const {
-  std::vector<Parameter> parameters{{.name = "weight", .shape = {out_, in_}, .initializer = init_.weight}};
-  if (bias_ == Bias::kYes) {
-    parameters.push_back({.name = "bias", .shape = {out_}, .initializer = init_.bias, .decay = Decay::kNo});
+  const Initializer uniform{Initializer::Kind::kUniform, 1.0F / std::sqrt(static_cast<float>(in_))};
+  const LinearInit init = options_.init.value_or(LinearInit{uniform, uniform});
+  std::vector<Parameter> parameters{{.name = "weight", .shape = {out_, in_}, .initializer = init.weight}};
+  if (options_.bias == Bias::kYes) {
+    parameters.push_back({.name = "bias", .shape = {out_}, .initializer = init.bias, .decay = Decay::kNo});
   }
   return parameters;
 }
 
-LayerPlan Linear::plan(Device, int, const Shape& input) {
+LayerPlan Linear::plan(Device device, int threads, const Shape& input) {
   const bool fits = (input.rank() == 2 || input.rank() == 3) && input.last() == in_ && input.elements() > 0;
   if (!fits) {
     const std::string hint = input.rank() == 4 ? " (flatten images first)" : "";
     throw std::invalid_argument(describe() + ": the input must be Nx" + std::to_string(in_) + " or NxTx" +
                                 std::to_string(in_) + ", got " + input.to_string() + hint);
   }
-  rows_ = input.elements() / in_;
+  const std::int64_t rows = input.elements() / in_;
+  product_ = make_linear(
+      device, threads,
+      {.rows = rows, .in = in_, .out = out_, .bias = options_.bias, .activation = options_.activation});
   LayerPlan plan;
   plan.output = input;
   plan.output[input.rank() - 1] = out_;
+  ArenaPlan workspace;
+  workspace.reserve(product_->workspace_bytes());
   plan.needs = Needs::kInput;
-  if (bias_ == Bias::kYes) plan.workspace_bytes = bias_gradient_workspace({rows_, out_});
-  plan.forward_flops = 2.0 * static_cast<double>(rows_) * static_cast<double>(in_ * out_);
+  if (options_.activation == Activation::kRelu) {
+    masked_ = workspace.reserve(static_cast<std::size_t>(rows * out_) * sizeof(float));
+    plan.needs = Needs::kInputAndOutput;
+  }
+  plan.workspace_bytes = workspace.bytes();
+  plan.forward_flops = 2.0 * static_cast<double>(rows) * static_cast<double>(in_ * out_);
   plan.backward_flops = 2 * plan.forward_flops;
-  plan.bytes = 3.0 * sizeof(float) * static_cast<double>(rows_ * (in_ + out_) + in_ * out_);
+  plan.bytes = 3.0 * sizeof(float) * static_cast<double>(rows * (in_ + out_) + in_ * out_);
   return plan;
 }
 
 void Linear::forward(const ForwardContext& context) const {
-  if (rows_ == 0) throw std::logic_error(describe() + ": run before plan()");
-  gemm(context.stream, {.transpose_b = Transpose::kYes,
-                        .rows = rows_,
-                        .columns = out_,
-                        .inner = in_,
-                        .a = context.input.data,
-                        .b = context.weights[0],
-                        .c = context.output.data});
-  if (bias_ == Bias::kYes) add_bias(context.stream, {rows_, out_}, context.weights[1], context.output.data);
+  if (!product_) throw std::logic_error(describe() + ": run before plan()");
+  product_->forward(context.stream,
+                    {.input = context.input.data,
+                     .weights = context.weights[0],
+                     .bias = options_.bias == Bias::kYes ? context.weights[1] : nullptr,
+                     .output = context.output.data},
+                    context.workspace);
+}
+
+// The halves of backward may be far apart: each makes this anew.
+const float* Linear::gradient_before_activation(const BackwardContext& context) const {
+  if (options_.activation == Activation::kNone) return context.output_gradient.data;
+  float* const masked = reinterpret_cast<float*>(context.workspace + masked_);
+  relu_gradient(context.stream, context.output, context.output_gradient.data, masked);
+  return masked;
+}
+
+void Linear::run_input(const BackwardContext& context, const float* gradient) const {
+  if (!context.input_gradient.data) return;
+  product_->backward_input(context.stream,
+                           {.weights = context.weights[0],
+                            .output_gradient = gradient,
+                            .input_gradient = context.input_gradient.data},
+                           context.workspace);
+}
+
+void Linear::run_weights(const BackwardContext& context, const float* gradient) const {
+  product_->backward_weights(context.stream,
+                             {.input = context.input.data,
+                              .output_gradient = gradient,
+                              .weight_gradient = context.gradients[0],
+                              .bias_gradient = options_.bias == Bias::kYes ? context.gradients[1] : nullptr,
+                              .mode = context.gradients.mode},
+                             context.workspace);
+}
+
+void Linear::backward(const BackwardContext& context) const {
+  const float* const gradient = gradient_before_activation(context);
+  run_input(context, gradient);
+  run_weights(context, gradient);
 }
 
 void Linear::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
-  gemm(context.stream, {.rows = rows_,
-                        .columns = in_,
-                        .inner = out_,
-                        .a = context.output_gradient.data,
-                        .b = context.weights[0],
-                        .c = context.input_gradient.data});
+  if (context.input_gradient.data) run_input(context, gradient_before_activation(context));
 }
 
 void Linear::backward_weights(const BackwardContext& context) const {
-  gemm(context.stream, {.transpose_a = Transpose::kYes,
-                        .rows = out_,
-                        .columns = in_,
-                        .inner = rows_,
-                        .a = context.output_gradient.data,
-                        .b = context.input.data,
-                        .c = context.gradients[0],
-                        .beta = context.gradients.mode == GradientMode::kAdd ? 1.0F : 0.0F});
-  if (bias_ == Bias::kNo) return;
-  sum_bias_gradient(context.stream, {rows_, out_}, context.output_gradient.data, context.gradients[1],
-                    context.gradients.mode, context.workspace);
+  run_weights(context, gradient_before_activation(context));
 }
 
 }  // namespace pipeoptim

@@ -1,10 +1,12 @@
-// The fully connected layer: y = x W^T + b, over the last axis of {N, F} or {N, T, F}.
+// The fully connected layer: y = activation(x W^T + b), over the last axis of {N, F} or {N, T, F}.
 #pragma once
 
+#include <memory>
 #include <optional>
 
 #include "layers/bias.h"
 #include "layers/layer.h"
+#include "layers/provider.h"
 
 namespace pipeoptim {
 
@@ -15,24 +17,35 @@ struct LinearInit {
   static LinearInit normal(float deviation) { return {{Initializer::Kind::kNormal, deviation}, {}}; }
 };
 
+struct LinearOptions {
+  Bias bias = Bias::kYes;
+  Activation activation = Activation::kNone;  // in the product's epilogue: a pass over the output less
+  std::optional<LinearInit> init = {};        // as PyTorch's where there is none
+};
+
 class Linear final : public Layer {
  public:
-  // Without `init` as PyTorch does. Throws std::invalid_argument unless both extents are positive.
-  Linear(std::int64_t in, std::int64_t out, Bias bias = Bias::kYes, std::optional<LinearInit> init = {});
+  // Throws std::invalid_argument unless both extents are positive.
+  Linear(std::int64_t in, std::int64_t out, LinearOptions options = {});
 
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;  // weight [out, in], bias [out]
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
+  void backward(const BackwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
 
  private:
+  const float* gradient_before_activation(const BackwardContext& context) const;
+  void run_input(const BackwardContext& context, const float* gradient) const;
+  void run_weights(const BackwardContext& context, const float* gradient) const;
+
   std::int64_t in_;
   std::int64_t out_;
-  Bias bias_;
-  LinearInit init_;
-  std::int64_t rows_ = 0;  // 0 before plan()
+  LinearOptions options_;
+  std::unique_ptr<LinearPlan> product_;  // null before plan()
+  std::size_t masked_ = 0;               // offset in the workspace, behind the product's
 };
 
 }  // namespace pipeoptim

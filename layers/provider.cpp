@@ -57,6 +57,30 @@ void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch) {
   detail::host_gemm(stream, filled, batch);
 }
 
+std::string describe(const LinearSpec& spec) {
+  return "linear " + std::to_string(spec.rows) + " x " + std::to_string(spec.in) + " -> " +
+         std::to_string(spec.out);
+}
+
+std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const LinearSpec& spec) {
+  LinearSpec filled = spec;
+  if (filled.input_step == 0) filled.input_step = spec.in;
+  if (filled.output_step == 0) filled.output_step = spec.out;
+  if (spec.rows < 1 || spec.in < 1 || spec.out < 1) {
+    throw std::invalid_argument(describe(spec) + ": all extents must be positive");
+  }
+  if (filled.input_step < spec.in || filled.output_step < spec.out) {
+    throw std::invalid_argument(describe(spec) + ": rows overlap, their steps are " +
+                                std::to_string(filled.input_step) + " and " +
+                                std::to_string(filled.output_step));
+  }
+  if (spec.bias == Bias::kYes && filled.output_step != spec.out) {
+    throw std::invalid_argument(describe(spec) + ": with a bias the output's rows must be dense");
+  }
+  if (device.backend == Backend::kCuda) return detail::make_cuda_linear(device, filled);
+  return detail::make_host_linear(threads, filled);
+}
+
 Shape convolution_output(const ConvolutionSpec& spec) {
   require(spec.input.rank() == 4 && spec.input.elements() > 0, spec, "the input must be {N, H, W, C}");
   require(spec.out_channels > 0, spec, "needs output channels");

@@ -1,13 +1,16 @@
-// The vendor libraries behind one interface: matrix products (Blas) and convolutions (Dnn). Everything runs
+// The vendor libraries behind one interface: matrix products (Blas), products with weights, and convolutions
+// (Dnn). Everything runs
 // in the order of a stream and on its device; pointers are that device's.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/stream.h"
+#include "layers/bias.h"
 #include "layers/layer.h"
 #include "layers/tensor.h"
 
@@ -51,6 +54,61 @@ struct GemmBatch {
 // too small; without rows, columns or products they do nothing.
 void gemm(Stream& stream, const Gemm& product);
 void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch);
+
+// y = activation(x W^T + b): rows of `in` features to rows of `out`; W is [out, in], dense.
+struct LinearSpec {
+  std::int64_t rows = 0;
+  std::int64_t in = 0;
+  std::int64_t out = 0;
+  Bias bias = Bias::kNo;
+  Activation activation = Activation::kNone;
+  GradientMode output = GradientMode::kStore;  // kAdd: forward adds to what the output holds, before the
+                                               // activation
+  // Elements between the starts of two rows of inputs and of outputs, and of their gradients; 0: dense, as
+  // they have to be where there is a bias.
+  std::int64_t input_step = 0;
+  std::int64_t output_step = 0;
+};
+
+// For messages: "linear 128 x 784 -> 1024".
+std::string describe(const LinearSpec& spec);
+
+struct LinearForward {
+  const float* input = nullptr;
+  const float* weights = nullptr;
+  const float* bias = nullptr;  // null exactly where the spec has none
+  float* output = nullptr;
+};
+// Output gradients are those in front of the activation.
+struct LinearBackwardInput {
+  const float* weights = nullptr;
+  const float* output_gradient = nullptr;
+  float* input_gradient = nullptr;
+};
+struct LinearBackwardWeights {
+  const float* input = nullptr;
+  const float* output_gradient = nullptr;
+  float* weight_gradient = nullptr;
+  float* bias_gradient = nullptr;  // null exactly where the spec has none
+  GradientMode mode = GradientMode::kStore;
+};
+
+// A prepared linear map with its bias and activation in the product's epilogue, and its gradients. For its
+// use the same holds as for a ConvolutionPlan.
+class LinearPlan {
+ public:
+  virtual ~LinearPlan() = default;
+
+  virtual std::size_t workspace_bytes() const = 0;
+  virtual void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const = 0;
+  virtual void backward_input(Stream& stream, const LinearBackwardInput& operands,
+                              std::byte* workspace) const = 0;
+  virtual void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
+                                std::byte* workspace) const = 0;
+};
+
+// Throws std::invalid_argument where extents are not positive or steps are too small.
+std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const LinearSpec& spec);
 
 // A convolution of an NHWC input with square kernels. Weights are stored [out, kh, kw, in/groups].
 struct ConvolutionSpec {

@@ -40,6 +40,7 @@ Conv2dOptions conv3x3(std::int64_t in, std::int64_t out, std::int64_t stride = 1
 }
 
 constexpr BatchNormOptions kWithRelu{.activation = Activation::kRelu};
+const LinearOptions kLinearWithRelu{.activation = Activation::kRelu};
 
 Layers make_mlp(const ModelOptions& options) {
   Layers layers;
@@ -48,8 +49,7 @@ Layers make_mlp(const ModelOptions& options) {
   int index = 0;  // of nn.Sequential
   for (const std::int64_t out : options.hidden) {
     if (out < 1) throw std::invalid_argument("a hidden layer of " + std::to_string(out) + " units");
-    add<Linear>(layers, std::to_string(index), in, out);
-    add<ReLU>(layers, std::to_string(index + 1));
+    add<Linear>(layers, std::to_string(index), in, out, kLinearWithRelu);
     add_dropout(layers, std::to_string(index + 1) + ".dropout", options.dropout);
     in = out;
     index += 2;
@@ -78,8 +78,7 @@ Layers make_cnn(const ModelOptions& options) {
   add<Conv2d>(layers, "conv5", conv3x3(4 * w, 4 * w));
   add<BatchNorm2d>(layers, "bn5", 4 * w, kWithRelu);
   add<Flatten>(layers, "flatten");
-  add<Linear>(layers, "fc1", 4 * w * height * width, 8 * w);
-  add<ReLU>(layers, "relu");
+  add<Linear>(layers, "fc1", 4 * w * height * width, 8 * w, kLinearWithRelu);
   add_dropout(layers, "dropout", options.dropout);
   add<Linear>(layers, "fc2", 8 * w, options.classes);
   return layers;
@@ -168,9 +167,9 @@ Layers make_gpt(const ModelOptions& options) {
     add<CausalSelfAttention>(attention, "attn", AttentionOptions{f, options.heads, kDeviation, added});
     add_dropout(attention, "attn.resid_dropout", options.dropout);
     add<LayerNorm>(mlp, "ln_2", f);
-    add<Linear>(mlp, "mlp.c_fc", f, 4 * f, Bias::kYes, LinearInit::normal(kDeviation));
+    add<Linear>(mlp, "mlp.c_fc", f, 4 * f, LinearOptions{.init = LinearInit::normal(kDeviation)});
     add<GELU>(mlp, "mlp.gelu");
-    add<Linear>(mlp, "mlp.c_proj", 4 * f, f, Bias::kYes, LinearInit::normal(added));
+    add<Linear>(mlp, "mlp.c_proj", 4 * f, f, LinearOptions{.init = LinearInit::normal(added)});
     add_dropout(mlp, "mlp.dropout", options.dropout);
     for (Layers* body : {&attention, &mlp}) {
       add<Residual>(layers, "transformer.h." + std::to_string(i), std::move(*body), Layers{},
@@ -178,7 +177,8 @@ Layers make_gpt(const ModelOptions& options) {
     }
   }
   add<LayerNorm>(layers, "transformer.ln_f", f);
-  add<Linear>(layers, "lm_head", f, options.vocabulary, Bias::kNo, LinearInit::normal(kDeviation));
+  add<Linear>(layers, "lm_head", f, options.vocabulary,
+              LinearOptions{.bias = Bias::kNo, .init = LinearInit::normal(kDeviation)});
   return layers;
 }
 

@@ -2,8 +2,6 @@
 // directions (on AVX2 within 5 to 20 % of its own blocked formats, which would cost a reorder of every
 // activation). Weights are reordered from the arena's [out, kh, kw, in/groups] in every call: they change
 // with every update, and are small beside the activations.
-#include <omp.h>
-
 #include <algorithm>
 #include <optional>
 #include <stdexcept>
@@ -12,6 +10,7 @@
 #include "kernels/runtime/error.h"
 #include "layers/backend.h"
 #include "layers/host/dnnl_versions.h"
+#include "layers/host/planning.h"
 #include "layers/host/staged_primitive.h"
 
 namespace pipeoptim::host {
@@ -19,18 +18,6 @@ namespace {
 
 using dnnl::memory;
 using Role = StagedPrimitive::Role;
-
-// oneDNN fixes the thread count of a primitive when it is made: that of the stream which will run it.
-class PlanningThreads {
- public:
-  explicit PlanningThreads(int threads) : before_(omp_get_max_threads()) { omp_set_num_threads(threads); }
-  ~PlanningThreads() { omp_set_num_threads(before_); }
-  PlanningThreads(const PlanningThreads&) = delete;
-  PlanningThreads& operator=(const PlanningThreads&) = delete;
-
- private:
-  int before_;
-};
 
 memory::desc layout(const memory::dims& extents, memory::format_tag tag) {
   return {extents, memory::data_type::f32, tag};
@@ -89,7 +76,7 @@ class HostConvolution final : public ConvolutionPlan {
   }
 
   void forward(Stream& stream, const ConvolutionForward& operands, std::byte* workspace) const override {
-    require_threads(stream);
+    require_threads("convolution", threads_, stream);
     if ((operands.bias != nullptr) != has_bias_) {
       throw std::invalid_argument("convolution: the plan and the call disagree about a bias");
     }
@@ -103,7 +90,7 @@ class HostConvolution final : public ConvolutionPlan {
 
   void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
                      std::byte* workspace) const override {
-    require_threads(stream);
+    require_threads("convolution", threads_, stream);
     stream.submit([primitive = &*data_, operands, workspace] {
       float* const pointers[] = {const_cast<float*>(operands.weights),
                                  const_cast<float*>(operands.output_gradient), operands.input_gradient};
@@ -113,7 +100,7 @@ class HostConvolution final : public ConvolutionPlan {
 
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
                         std::byte* workspace) const override {
-    require_threads(stream);
+    require_threads("convolution", threads_, stream);
     stream.submit([primitive = &*weights_, operands, workspace] {
       float* const pointers[] = {const_cast<float*>(operands.input),
                                  const_cast<float*>(operands.output_gradient), operands.weight_gradient};
@@ -147,13 +134,6 @@ class HostConvolution final : public ConvolutionPlan {
             {DNNL_ARG_SRC, layouts.ours.input, chosen.src_desc(), Role::kInput},
             {DNNL_ARG_DIFF_DST, layouts.ours.output, chosen.diff_dst_desc(), Role::kInput},
             {DNNL_ARG_DIFF_WEIGHTS, layouts.ours.weights, chosen.diff_weights_desc(), Role::kAccumulated}});
-  }
-
-  void require_threads(const Stream& stream) const {
-    if (stream.threads() != threads_) {
-      throw std::logic_error("convolution planned for " + std::to_string(threads_) + " threads, run on " +
-                             std::to_string(stream.threads()));
-    }
   }
 
   int threads_;

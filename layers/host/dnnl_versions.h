@@ -24,6 +24,14 @@ using ForwardDescriptor = dnnl::convolution_forward::primitive_desc;
 using BackwardDataDescriptor = dnnl::convolution_backward_data::primitive_desc;
 using BackwardWeightsDescriptor = dnnl::convolution_backward_weights::primitive_desc;
 
+// Factors and result of a product.
+struct MatmulMemory {
+  dnnl::memory::desc input;
+  dnnl::memory::desc weights;
+  dnnl::memory::desc bias;  // of zero size where there is none
+  dnnl::memory::desc output;
+};
+
 inline dnnl::primitive_attr user_scratchpad() {
   dnnl::primitive_attr attributes;
   attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
@@ -31,6 +39,17 @@ inline dnnl::primitive_attr user_scratchpad() {
 }
 
 #if DNNL_VERSION_MAJOR >= 3
+
+inline void append_relu(dnnl::post_ops& operations) {
+  operations.append_eltwise(dnnl::algorithm::eltwise_relu, 0, 0);
+}
+
+inline dnnl::matmul::primitive_desc describe_matmul(const dnnl::engine& engine, const MatmulMemory& memory,
+                                                    const dnnl::post_ops& epilogue) {
+  dnnl::primitive_attr attributes = user_scratchpad();
+  attributes.set_post_ops(epilogue);
+  return {engine, memory.input, memory.weights, memory.bias, memory.output, attributes};
+}
 
 inline ForwardDescriptor describe_forward(const dnnl::engine& engine, const ConvolutionMemory& memory,
                                           const ConvolutionGeometry& geometry) {
@@ -71,6 +90,17 @@ inline BackwardWeightsDescriptor describe_backward_weights(const dnnl::engine& e
 }
 
 #else
+
+inline void append_relu(dnnl::post_ops& operations) {
+  operations.append_eltwise(1, dnnl::algorithm::eltwise_relu, 0, 0);
+}
+
+inline dnnl::matmul::primitive_desc describe_matmul(const dnnl::engine& engine, const MatmulMemory& memory,
+                                                    const dnnl::post_ops& epilogue) {
+  dnnl::primitive_attr attributes = user_scratchpad();
+  attributes.set_post_ops(epilogue);
+  return {{memory.input, memory.weights, memory.bias, memory.output}, attributes, engine};
+}
 
 inline ForwardDescriptor describe_forward(const dnnl::engine& engine, const ConvolutionMemory& memory,
                                           const ConvolutionGeometry& geometry) {

@@ -88,7 +88,7 @@ void StagedPrimitive::execute(float* const* pointers, std::byte* workspace, Grad
   if (scratchpad_.memory) scratchpad_.move_to(workspace + scratchpad_offset_);
   require_success(dnnl_primitive_execute(primitive_.get(), stream_.get(), static_cast<int>(arguments_.size()),
                                          arguments_.data()),
-                  "dnnl_primitive_execute (convolution)");
+                  "dnnl_primitive_execute");
   for (Slot& slot : slots_) {
     if (!slot.staged || slot.role == Role::kInput) continue;
     const bool adds = slot.role == Role::kAccumulated && mode == GradientMode::kAdd;

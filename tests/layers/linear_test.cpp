@@ -19,6 +19,7 @@ using test::random_values;
 struct Case {
   std::int64_t rows, in, out;
   Bias bias;
+  Activation activation = Activation::kNone;
 };
 
 // Results of the three directions by plain loops in double, with the sums of absolute terms.
@@ -38,13 +39,19 @@ struct Naive {
     };
     for (std::int64_t n = 0; n < c.rows; ++n) {
       for (std::int64_t o = 0; o < c.out; ++o) {
-        const double g = dy[static_cast<std::size_t>(n * c.out + o)];
-        add(db, db_size, o, g);
         if (c.bias == Bias::kYes) add(y, y_size, n * c.out + o, b[static_cast<std::size_t>(o)]);
         for (std::int64_t i = 0; i < c.in; ++i) {
           const double weight = w[static_cast<std::size_t>(o * c.in + i)];
+          add(y, y_size, n * c.out + o, weight * x[static_cast<std::size_t>(n * c.in + i)]);
+        }
+        double& output = y[static_cast<std::size_t>(n * c.out + o)];
+        const bool blocked = c.activation == Activation::kRelu && output < 0;
+        if (blocked) output = 0;
+        const double g = blocked ? 0 : dy[static_cast<std::size_t>(n * c.out + o)];
+        add(db, db_size, o, g);
+        for (std::int64_t i = 0; i < c.in; ++i) {
+          const double weight = w[static_cast<std::size_t>(o * c.in + i)];
           const double value = x[static_cast<std::size_t>(n * c.in + i)];
-          add(y, y_size, n * c.out + o, weight * value);
           add(dx, dx_size, n * c.in + i, weight * g);
           add(dw, dw_size, o * c.in + i, value * g);
         }
@@ -60,7 +67,7 @@ class LinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
   std::vector<float> w = random_values(c().out * c().in, 2);
   std::vector<float> b = random_values(c().out, 3);
   std::vector<float> dy = random_values(c().rows * c().out, 4);
-  Linear layer{c().in, c().out, c().bias};
+  Linear layer{c().in, c().out, {.bias = c().bias, .activation = c().activation}};
   LayerRun run{layer, {c().rows, c().in}, std::get<1>(GetParam())};
 
   void SetUp() override {
@@ -99,7 +106,9 @@ TEST_P(LinearTest, GradientsAddUp) {
 INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
                          testing::Combine(testing::Values(Case{1, 1, 1, Bias::kYes}, Case{7, 5, 3, Bias::kNo},
                                                           Case{33, 17, 10, Bias::kYes},
-                                                          Case{130, 64, 48, Bias::kYes}),
+                                                          Case{130, 64, 48, Bias::kYes},
+                                                          Case{9, 40, 1, Bias::kNo, Activation::kRelu},
+                                                          Case{67, 33, 50, Bias::kYes, Activation::kRelu}),
                                           testing::Values(1, 2)));
 
 TEST(Linear, CentralDifferences) {
@@ -149,7 +158,7 @@ TEST(Linear, DescribesItsParameters) {
   EXPECT_EQ(parameters[1].shape, (Shape{3}));
   EXPECT_EQ(parameters[1].initializer.value, 0.25F);
   EXPECT_EQ(parameters[1].decay, Decay::kNo);
-  EXPECT_EQ(Linear(16, 3, Bias::kNo).parameters().size(), 1U);
+  EXPECT_EQ(Linear(16, 3, {.bias = Bias::kNo}).parameters().size(), 1U);
 }
 
 TEST(Linear, TakesSequencesAsRows) {

@@ -70,7 +70,7 @@ const Shape kImages{4, 9, 10, 8};
 const Shape kOddImages{4, 9, 10, 6};  // rows that do not allow accesses of 16 bytes
 
 const Case kCases[] = {
-    {"Linear", {33, 70}, making<Linear>(70, 19)},
+    {"Linear", {33, 70}, making<Linear>(70, 19, LinearOptions{})},
     {"Conv2d", kImages, making<Conv2d>(Conv2dOptions{.in = 8, .out = 12, .kernel = 3, .padding = 1})},
     {"Conv2dStridedGroups", kImages,
      making<Conv2d>(Conv2dOptions{.in = 8, .out = 12, .kernel = 3, .stride = 2, .padding = 1, .groups = 4})},
@@ -91,7 +91,8 @@ const Case kCases[] = {
     {"Dropout", kImages, making<Dropout>(0.3)},
     {"Residual", kImages, make_residual},
     {"Concat", kImages, [] { return make_concat(4, 12); }},
-    {"LinearInPacks", {33, 70}, making<Linear>(70, 20)},
+    {"LinearInPacks", {33, 70}, making<Linear>(70, 20, LinearOptions{})},
+    {"LinearRelu", {33, 70}, making<Linear>(70, 19, LinearOptions{.activation = Activation::kRelu})},
     {"BatchNorm2dOdd", kOddImages, making<BatchNorm2d>(6)},
     {"MaxPool2dOdd", kOddImages, making<MaxPool2d>()},
     {"AvgPool2dOdd", kOddImages, making<AvgPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
