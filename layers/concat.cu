@@ -117,6 +117,7 @@ LayerPlan Concat::plan(Device device, int threads, const Shape& input) {
     branch.gradient = (split ? stash : workspace).reserve(bytes_of(branch.plan.output));
     branch_workspace = std::max(branch_workspace, branch.plan.workspace_bytes);
     input_needed = input_needed || needs_input(branch.plan.needs);
+    plan.random = plan.random || branch.plan.random;
     plan.forward_flops += branch.plan.forward_flops;
     plan.backward_flops += branch.plan.backward_flops;
     plan.bytes += branch.plan.bytes + 4.0 * static_cast<double>(bytes_of(branch.plan.output));

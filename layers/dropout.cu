@@ -79,6 +79,7 @@ LayerPlan Dropout::plan(Device, int, const Shape& input) {
   plan.output = input;
   plan.needs = Needs::kNothing;
   plan.in_place = true;
+  plan.random = true;
   plan.bytes = 4.0 * sizeof(float) * static_cast<double>(input.elements());
   return plan;
 }

@@ -67,6 +67,7 @@ struct LayerPlan {
   Needs needs = Needs::kInput;
   bool in_place = false;      // output may be the input's memory, and, for a layer without parameters, the
                               // input gradient the output gradient's
+  bool random = false;        // its work depends on the RandomKey, so a pass cannot be captured and repeated
   double forward_flops = 0;   // for partitioning: floating point operations of one forward,
   double backward_flops = 0;  // of both backwards,
   double bytes = 0;           // and bytes moved by all three

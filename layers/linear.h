@@ -19,8 +19,11 @@ struct LinearInit {
 
 struct LinearOptions {
   Bias bias = Bias::kYes;
-  Activation activation = Activation::kNone;  // in the product's epilogue: a pass over the output less
-  std::optional<LinearInit> init = {};        // as PyTorch's where there is none
+  // In the product's epilogue: a pass over the output less. A value in front of it that is not a number may
+  // become 0, as the libraries' epilogues have it, so that a training that diverges goes on unnoticed: the
+  // models of models/zoo.h have a layer ReLU instead, which keeps it.
+  Activation activation = Activation::kNone;
+  std::optional<LinearInit> init = {};  // as PyTorch's where there is none
 };
 
 class Linear final : public Layer {

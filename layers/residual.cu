@@ -95,6 +95,7 @@ LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
   const bool input_needed = needs_input(body_plan_.needs) || needs_input(shortcut_plan_.needs);
   plan.needs = input_needed ? (relu ? Needs::kInputAndOutput : Needs::kInput)
                             : (relu ? Needs::kOutput : Needs::kNothing);
+  plan.random = body_plan_.random || shortcut_plan_.random;
   plan.forward_flops = body_plan_.forward_flops + shortcut_plan_.forward_flops;
   plan.backward_flops = body_plan_.backward_flops + shortcut_plan_.backward_flops;
   plan.bytes = body_plan_.bytes + shortcut_plan_.bytes + 8.0 * static_cast<double>(output_bytes);

@@ -87,6 +87,7 @@ LayerPlan Sequence::plan(Device device, int threads, const Shape& input) {
     boundaries_[i + 1].shape = child.plan.output;
     shares_[i].stash_offset = stash.reserve(child.plan.stash_bytes);
     child_workspace = std::max(child_workspace, child.plan.workspace_bytes);
+    plan.random = plan.random || child.plan.random;
     plan.forward_flops += child.plan.forward_flops;
     plan.backward_flops += child.plan.backward_flops;
     plan.bytes += child.plan.bytes;

@@ -40,7 +40,6 @@ Conv2dOptions conv3x3(std::int64_t in, std::int64_t out, std::int64_t stride = 1
 }
 
 constexpr BatchNormOptions kWithRelu{.activation = Activation::kRelu};
-const LinearOptions kLinearWithRelu{.activation = Activation::kRelu};
 
 Layers make_mlp(const ModelOptions& options) {
   Layers layers;
@@ -49,7 +48,8 @@ Layers make_mlp(const ModelOptions& options) {
   int index = 0;  // of nn.Sequential
   for (const std::int64_t out : options.hidden) {
     if (out < 1) throw std::invalid_argument("a hidden layer of " + std::to_string(out) + " units");
-    add<Linear>(layers, std::to_string(index), in, out, kLinearWithRelu);
+    add<Linear>(layers, std::to_string(index), in, out);
+    add<ReLU>(layers, std::to_string(index + 1));
     add_dropout(layers, std::to_string(index + 1) + ".dropout", options.dropout);
     in = out;
     index += 2;
@@ -78,7 +78,8 @@ Layers make_cnn(const ModelOptions& options) {
   add<Conv2d>(layers, "conv5", conv3x3(4 * w, 4 * w));
   add<BatchNorm2d>(layers, "bn5", 4 * w, kWithRelu);
   add<Flatten>(layers, "flatten");
-  add<Linear>(layers, "fc1", 4 * w * height * width, 8 * w, kLinearWithRelu);
+  add<Linear>(layers, "fc1", 4 * w * height * width, 8 * w);
+  add<ReLU>(layers, "relu");
   add_dropout(layers, "dropout", options.dropout);
   add<Linear>(layers, "fc2", 8 * w, options.classes);
   return layers;

@@ -135,6 +135,9 @@ struct EngineConfig {
   std::uint64_t seed = 0;
   HostExecution execution = HostExecution::kWorker;  // kInline: the one-queue oracle
   bool trace = false;                                // keep TraceSpans
+  // CUDA: forwards and backwards of training as CUDA graphs, with the same results; but those of stages that
+  // draw random numbers (dropout).
+  bool cuda_graph = false;
 };
 
 struct TrainPass {

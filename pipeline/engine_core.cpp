@@ -58,6 +58,9 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     throw std::invalid_argument(std::to_string(workers) + " workers cannot be divided over " +
                                 std::to_string(config.devices) + " devices");
   }
+  if (config.cuda_graph && config.device.backend != Backend::kCuda) {
+    throw std::invalid_argument("CUDA graphs need a CUDA device, not " + to_string(config.device));
+  }
   divide_stages(depth);
   for (int i = 0; i < config.devices; ++i) {
     require_usable({config.device.backend, config.device.ordinal + i});

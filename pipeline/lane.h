@@ -10,6 +10,7 @@
 
 #include "kernels/runtime/stream.h"
 #include "pipeline/engine.h"
+#include "pipeline/graph_cache.h"
 #include "pipeline/schedule.h"
 
 namespace pipeoptim {
@@ -89,6 +90,8 @@ struct StageLane {
   std::vector<Prediction> predictions;  // by predicted copy
   std::vector<std::int64_t> stashed_version;
   std::vector<VersionRecord> versions;
+
+  GraphCache graphs;  // where the engine uses them
 
   // Microseconds since the engine was made or, busy, of the compute stream's work; of the last pass.
   Event pass_start;

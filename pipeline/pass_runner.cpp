@@ -192,6 +192,26 @@ class PassRunner {
     return pass;
   }
 
+  static GraphCache::Key::Work work_of(Stage::Part part) {
+    if (part == Stage::Part::kInput) return GraphCache::Key::Work::kBackwardInput;
+    if (part == Stage::Part::kWeights) return GraphCache::Key::Work::kBackwardWeights;
+    return GraphCache::Key::Work::kBackward;
+  }
+
+  // The stage's layers, as a graph where that is asked for and possible.
+  template <typename Issue>
+  void run_layers(int k, GraphCache::Key::Work work, const Stage::Pass& pass, const Issue& issue) {
+    if (!core_.config.cuda_graph || mode_ != Mode::kTraining || !stage(k).repeats()) return issue();
+    lane(k).graphs.run(lane(k).streams[kCompute],
+                       {.work = work,
+                        .slot = pass.slot,
+                        .source = pass.source,
+                        .version_slot = pass.version_slot,
+                        .predicted_slot = pass.predicted_slot,
+                        .gradients = pass.gradients},
+                       issue);
+  }
+
   void issue_forward(int k, const Instruction& instruction) {
     StageLane& here = lane(k);
     Stream& stream = here.streams[kCompute];
@@ -200,7 +220,8 @@ class PassRunner {
     stream.wait(here.input_ready[slot]);
     stream.wait(here.output_consumed[slot]);
     recorder_.begin_span(k, kCompute, instruction);
-    stage(k).forward(stream, stage_pass(k, instruction));
+    const Stage::Pass pass = stage_pass(k, instruction);
+    run_layers(k, GraphCache::Key::Work::kForward, pass, [&] { stage(k).forward(stream, pass); });
     if (mode_ == Mode::kEvaluation && last(k)) run_loss(k, instruction);
     recorder_.end_span(k, kCompute);
     recorder_.note_pass(k, instruction, 'F');
@@ -219,7 +240,8 @@ class PassRunner {
     }
     recorder_.begin_span(k, kCompute, instruction);
     if (makes_input_gradient && last(k)) run_loss(k, instruction);
-    stage(k).backward(stream, stage_pass(k, instruction), part);
+    const Stage::Pass pass = stage_pass(k, instruction);
+    run_layers(k, work_of(part), pass, [&] { stage(k).backward(stream, pass, part); });
     recorder_.end_span(k, kCompute);
     if (makes_input_gradient) recorder_.note_pass(k, instruction, 'B');
     if (makes_input_gradient) stream.record(here.input_gradient_ready[slot]);

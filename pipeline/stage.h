@@ -54,6 +54,8 @@ class Stage {
   const std::vector<PlacedTensor>& states() const { return states_; }
   const Sequence& layers() const { return *layers_; }
   int random_layers() const { return layers_->random_layers(); }
+  // Whether passes with the same slot and weights enqueue the same work.
+  bool repeats() const { return !plan_.random; }
   StageMemory memory() const;
 
   // Buffers of one activation slot.

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/runtime/buffer.h"
+#include "kernels/runtime/graph.h"
 #include "kernels/runtime/stream.h"
 
 namespace pipeoptim::detail {
@@ -14,6 +15,11 @@ std::unique_ptr<StreamImpl> make_host_stream(const StreamOptions& options);
 std::unique_ptr<StreamImpl> make_cuda_stream(Device device, const StreamOptions& options);
 std::shared_ptr<EventImpl> make_host_event(EventTiming timing);
 std::shared_ptr<EventImpl> make_cuda_event(Device device, EventTiming timing);
+
+// Thread-local captures; the last one ends one that is not wanted.
+void cuda_begin_capture(StreamImpl& stream);
+std::unique_ptr<GraphImpl> cuda_end_capture(Device device, StreamImpl& stream);
+void cuda_drop_capture(StreamImpl& stream) noexcept;
 
 int cuda_device_count();
 std::string cuda_describe(int ordinal);

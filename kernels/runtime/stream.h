@@ -119,6 +119,7 @@ class Stream {
 
  private:
   friend class Event;
+  friend class Graph;
   Device device_;
   int threads_ = 1;
   std::unique_ptr<detail::StreamImpl> impl_;

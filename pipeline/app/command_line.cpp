@@ -169,6 +169,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "device", options_.device, "auto, cpu, cuda");
   add(command, "devices", options_.devices,
       "CUDA devices, over which the stages are divided in order (0: all, at most one a stage)");
+  add_flag(command, "cuda-graph", options_.cuda_graph,
+           "Launch forwards and backwards as CUDA graphs: the same results, fewer launches");
 }
 
 void CommandLine::add_processes(Subcommand& command) {

@@ -35,6 +35,7 @@ struct Options {
   int threads = 1;
   std::string device = "auto";
   int devices = 0;  // CUDA devices; 0: all, at most one a stage
+  bool cuda_graph = false;
 
   static constexpr int kNoRank = -1;
   int rank = kNoRank;  // of several processes; without it, and with a size of 0: as the environment says

@@ -139,6 +139,10 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   config.microbatches_per_update = options.micro_batches;
   config.seed = options.seed;
   config.trace = trace;
+  if (options.cuda_graph && device.backend != Backend::kCuda) {
+    throw std::invalid_argument("--cuda-graph needs a CUDA device; this runs on " + to_string(device));
+  }
+  config.cuda_graph = options.cuda_graph;
   return std::make_unique<Engine>(std::move(config), split_layers(std::move(layers), cuts),
                                   std::make_unique<SoftmaxCrossEntropy>(options.label_smoothing), input);
 }

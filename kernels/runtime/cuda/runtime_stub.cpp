@@ -13,6 +13,9 @@ std::unique_ptr<StreamImpl> make_cuda_stream(Device, const StreamOptions&) {
   refuse("creating a CUDA stream");
 }
 std::shared_ptr<EventImpl> make_cuda_event(Device, EventTiming) { refuse("creating a CUDA event"); }
+void cuda_begin_capture(StreamImpl&) { refuse("capturing a stream"); }
+std::unique_ptr<GraphImpl> cuda_end_capture(Device, StreamImpl&) { refuse("capturing a stream"); }
+void cuda_drop_capture(StreamImpl&) noexcept {}
 int cuda_device_count() { return 0; }
 std::string cuda_describe(int) { refuse("describing a CUDA device"); }
 bool cuda_enable_peer_access(int, int) { refuse("enabling peer access"); }

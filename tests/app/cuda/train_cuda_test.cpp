@@ -36,6 +36,14 @@ TEST_P(CudaTrain, PrintsTheHostsLosses) {
   }
 }
 
+TEST_P(CudaTrain, GraphsPrintTheSame) {
+  const Arguments plain = {"--device", "cuda", "--devices", "1"};
+  const std::vector<Json> expected = losses("plain", plain);
+  const std::vector<Json> actual = losses("graphs", joined(plain, {"--cuda-graph"}));
+  ASSERT_EQ(actual.size(), expected.size());
+  for (std::size_t t = 0; t < 50; ++t) EXPECT_EQ(actual[t].at("loss"), expected[t].at("loss")) << t;
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, CudaTrain, models_and_methods(), name_of);
 
 }  // namespace

@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/cuda/cuda_check.h"
+#include "kernels/runtime/error.h"
+#include "kernels/runtime/graph.h"
 #include "kernels/runtime/stream.h"
 
 namespace pipeoptim::test {
@@ -36,6 +39,37 @@ TEST_F(CudaRuntime, AFailedCallNamesItselfItsStatusAndItsPlace) {
       EXPECT_NE(what.find(part), std::string::npos) << what;
     }
   }
+}
+
+TEST_F(CudaRuntime, AGraphRepeatsWhatWasCaptured) {
+  const Device device = Device::cuda(0);
+  Stream stream(device);
+  Buffer<int> from(device, 2, MemoryKind::kPinned), to(device, 2, MemoryKind::kPinned);
+  from.data()[0] = 1;
+  to.data()[0] = 7;
+  const Graph graph = Graph::capture(stream, [&] { stream.copy(to.data(), from.data(), sizeof(int)); });
+  stream.synchronize();
+  EXPECT_EQ(to.data()[0], 7) << "capturing runs nothing";
+  for (const int value : {2, 3}) {
+    from.data()[0] = value;
+    graph.launch(stream);
+    stream.synchronize();
+    EXPECT_EQ(to.data()[0], value);
+  }
+}
+
+TEST_F(CudaRuntime, AnExceptionDropsTheCapture) {
+  Stream stream(Device::cuda(0));
+  EXPECT_THROW(Graph::capture(stream, [] { throw DataError("no"); }), DataError);
+  bool ran = false;
+  stream.submit([to = &ran] { *to = true; });
+  stream.synchronize();
+  EXPECT_TRUE(ran);
+}
+
+TEST(Graph, RefusesHostStreams) {
+  Stream stream(Device::host());
+  EXPECT_THROW(Graph::capture(stream, [] {}), std::logic_error);
 }
 
 TEST_F(CudaRuntime, CapturedTasksRunAtEachLaunchOfTheGraph) {

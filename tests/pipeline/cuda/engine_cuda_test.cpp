@@ -20,8 +20,11 @@ class CudaEngine : public testing::TestWithParam<std::string> {
     if (device_count(Backend::kCuda) == 0) GTEST_SKIP() << "no CUDA device";
   }
 
-  static EngineConfig config(Device device, int devices) {
+  enum class Graphs { kNo, kYes };
+
+  static EngineConfig config(Device device, int devices, Graphs graphs) {
     EngineConfig config;
+    config.cuda_graph = graphs == Graphs::kYes;
     config.method = GetParam();
     config.device = device;
     config.devices = devices;
@@ -35,10 +38,10 @@ class CudaEngine : public testing::TestWithParam<std::string> {
     std::vector<VersionRecord> versions;
     std::vector<StageTiming> timing;
   };
-  static Run run(Device device, int devices) {
+  static Run run(Device device, int devices, Graphs graphs = Graphs::kNo) {
     const SmallMlp mlp;
     RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
-    const auto engine = mlp.engine(kDepth, config(device, devices));
+    const auto engine = mlp.engine(kDepth, config(device, devices, graphs));
     Run run;
     run.losses = train_losses(*engine, batches, kSteps, 0.003F, &run.versions);
     run.timing = engine->stage_timing();
@@ -73,6 +76,17 @@ TEST_P(CudaEngine, FollowsTheHostOnSeveralDevices) {
   const int devices = std::min(kDepth, device_count(Backend::kCuda));
   if (devices < 2) GTEST_SKIP() << "one CUDA device";
   expect_as_on_the_host(devices);
+}
+
+TEST_P(CudaEngine, GraphsChangeNoBit) {
+  const int devices = std::min(kDepth, device_count(Backend::kCuda));
+  const Run plain = run(Device::cuda(0), devices);
+  const Run graphs = run(Device::cuda(0), devices, Graphs::kYes);
+  EXPECT_EQ(graphs.losses, plain.losses);
+  ASSERT_EQ(graphs.versions.size(), plain.versions.size());
+  for (std::size_t i = 0; i < plain.versions.size(); ++i) {
+    EXPECT_EQ(graphs.versions[i].version, plain.versions[i].version) << i;
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, CudaEngine,
