@@ -93,8 +93,8 @@ struct LinearBackwardWeights {
   GradientMode mode = GradientMode::kStore;
 };
 
-// A prepared linear map with its bias and activation in the product's epilogue, and its gradients. For its
-// use the same holds as for a ConvolutionPlan.
+// A prepared linear map with its bias and activation in the product's epilogue, and its gradients. A NaN in
+// front of the activation may become 0. For its use the same holds as for a ConvolutionPlan.
 class LinearPlan {
  public:
   virtual ~LinearPlan() = default;
