@@ -81,6 +81,17 @@ std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const Linear
   return detail::make_host_linear(threads, filled);
 }
 
+std::string describe(const ConvolutionSpec& spec) {
+  std::string text = "convolution of " + spec.input.to_string() + " to " + std::to_string(spec.out_channels) +
+                     " channels, kernel " + std::to_string(spec.kernel) + ", stride " +
+                     std::to_string(spec.stride) + ", padding " + std::to_string(spec.padding) +
+                     ", dilation " + std::to_string(spec.dilation) + ", " + std::to_string(spec.groups) +
+                     (spec.groups == 1 ? " group" : " groups");
+  if (spec.bias) text += ", with bias";
+  if (spec.precision == MatrixPrecision::kTf32) text += ", tf32";
+  return text;
+}
+
 Shape convolution_output(const ConvolutionSpec& spec) {
   require(spec.input.rank() == 4 && spec.input.elements() > 0, spec, "the input must be {N, H, W, C}");
   require(spec.out_channels > 0, spec, "needs output channels");

@@ -18,6 +18,10 @@ namespace pipeoptim {
 
 enum class Transpose { kNo, kYes };
 
+// How products of fp32 values may be computed on CUDA. kTf32 lets tensor cores round the factors to 10 bits
+// of mantissa; sums stay in fp32. The host computes in fp32 always.
+enum class MatrixPrecision { kFp32, kTf32 };
+
 // c = alpha * op(a) * op(b) + beta * c, all row-major: op(a) is rows x inner, op(b) is inner x columns. A
 // leading extent is the distance between the starts of two stored rows; 0 stands for "densely stored". Where
 // beta is 0, c is only written.
@@ -120,7 +124,11 @@ struct ConvolutionSpec {
   std::int64_t dilation = 1;
   std::int64_t groups = 1;
   bool bias = false;  // whether forward adds one value per output channel
+  MatrixPrecision precision = MatrixPrecision::kFp32;
 };
+
+// For messages: extents, geometry, groups.
+std::string describe(const ConvolutionSpec& spec);
 
 // Shape of the output, NHWC. Throws std::invalid_argument when the spec makes no sense for its input.
 Shape convolution_output(const ConvolutionSpec& spec);

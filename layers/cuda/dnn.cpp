@@ -1,26 +1,32 @@
-// Convolutions on CUDA: cuDNN with NHWC tensors and KRSC filters in fp32 (no TF32). Algorithms come from
-// cuDNN's heuristics, not from timing, and deterministic ones first, so that two runs do the same.
+// Convolutions on CUDA: three execution plans of cuDNN's graph interface, for NHWC tensors and [out, kh, kw,
+// in/groups] weights in fp32. A plan is the first of cuDNN's heuristics (mode A, then its fallbacks), not
+// timed, that computes in the precision asked for within kMaxWorkspace; deterministic ones first, so that two
+// runs do the same. Plans are not shared between convolutions of one shape: cuDNN does not promise that every
+// engine's plan may run in several threads at once, as two stages do.
 #include <cudnn.h>
 
 #include <algorithm>
-#include <array>
-#include <limits>
+#include <initializer_list>
+#include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "kernels/runtime/buffer.h"
+#include "layers/accumulate.h"
 #include "layers/backend.h"
 #include "layers/bias.h"
+#include "layers/cuda/convolution_graph.h"
+#include "layers/cuda/cudnn_check.h"
 #include "layers/cuda/handles.h"
+#include "layers/cuda/variant_packs.h"
 
 namespace pipeoptim::cuda {
 namespace {
 
-constexpr std::size_t kMaxWorkspace = std::size_t{1} << 30;  // bytes that one algorithm may ask for
-
-void check(cudnnStatus_t status, const char* call,
-           std::source_location where = std::source_location::current()) {
-  if (status != CUDNN_STATUS_SUCCESS) throw DeviceError(call, cudnnGetErrorString(status), where);
-}
+constexpr std::size_t kMaxWorkspace = std::size_t{1} << 30;  // bytes that one plan may ask for
 
 cudnnHandle_t create_handle() {
   cudnnHandle_t handle = nullptr;
@@ -28,7 +34,7 @@ cudnnHandle_t create_handle() {
   return handle;
 }
 
-// A handle that enqueues on the stream (null: for planning). The device must be the current one.
+// A handle that enqueues on the stream. The device must be the current one.
 cudnnHandle_t handle_of(Device device, void* stream) {
   thread_local HandleCache<cudnnHandle_t, cudnnDestroy> cache;
   const cudnnHandle_t handle = cache.get(device, stream, create_handle);
@@ -36,195 +42,126 @@ cudnnHandle_t handle_of(Device device, void* stream) {
   return handle;
 }
 
-int narrow(std::int64_t extent) {
-  if (extent > std::numeric_limits<int>::max()) {
-    throw std::invalid_argument("convolution: extent " + std::to_string(extent) + " is too large for cuDNN");
+// The calling thread's handle for planning. Plans keep it, as they may outlive the thread.
+std::shared_ptr<cudnnContext> planning_handle(Device device) {
+  thread_local std::map<int, std::weak_ptr<cudnnContext>> handles;
+  std::shared_ptr<cudnnContext> handle = handles[device.ordinal].lock();
+  if (!handle) {
+    handle = std::shared_ptr<cudnnContext>(create_handle(), Destroyer<cudnnDestroy>());
+    handles[device.ordinal] = handle;
   }
-  return static_cast<int>(extent);
+  return handle;
 }
 
-class TensorDescriptor {
- public:
-  explicit TensorDescriptor(const Shape& nhwc) {
-    cudnnTensorDescriptor_t created = nullptr;
-    check(cudnnCreateTensorDescriptor(&created), "cudnnCreateTensorDescriptor");
-    owned_.reset(created);
-    check(cudnnSetTensor4dDescriptor(created, CUDNN_TENSOR_NHWC, CUDNN_DATA_FLOAT, narrow(nhwc[0]),
-                                     narrow(nhwc[3]), narrow(nhwc[1]), narrow(nhwc[2])),
-          "cudnnSetTensor4dDescriptor");
+const char* name(Direction direction) {
+  switch (direction) {
+    case Direction::kForward:
+      return "forward";
+    case Direction::kBackwardData:
+      return "backward data";
+    case Direction::kBackwardWeights:
+      return "backward weights";
   }
-  cudnnTensorDescriptor_t get() const { return owned_.get(); }
-
- private:
-  Owned<cudnnTensorDescriptor_t, cudnnDestroyTensorDescriptor> owned_;
-};
-
-class FilterDescriptor {
- public:
-  explicit FilterDescriptor(const ConvolutionSpec& spec) {
-    cudnnFilterDescriptor_t created = nullptr;
-    check(cudnnCreateFilterDescriptor(&created), "cudnnCreateFilterDescriptor");
-    owned_.reset(created);
-    check(cudnnSetFilter4dDescriptor(created, CUDNN_DATA_FLOAT, CUDNN_TENSOR_NHWC, narrow(spec.out_channels),
-                                     narrow(spec.input[3] / spec.groups), narrow(spec.kernel),
-                                     narrow(spec.kernel)),
-          "cudnnSetFilter4dDescriptor");
-  }
-  cudnnFilterDescriptor_t get() const { return owned_.get(); }
-
- private:
-  Owned<cudnnFilterDescriptor_t, cudnnDestroyFilterDescriptor> owned_;
-};
-
-class GeometryDescriptor {
- public:
-  explicit GeometryDescriptor(const ConvolutionSpec& spec) {
-    cudnnConvolutionDescriptor_t created = nullptr;
-    check(cudnnCreateConvolutionDescriptor(&created), "cudnnCreateConvolutionDescriptor");
-    owned_.reset(created);
-    const int padding = narrow(spec.padding);
-    const int stride = narrow(spec.stride);
-    const int dilation = narrow(spec.dilation);
-    check(cudnnSetConvolution2dDescriptor(created, padding, padding, stride, stride, dilation, dilation,
-                                          CUDNN_CROSS_CORRELATION, CUDNN_DATA_FLOAT),
-          "cudnnSetConvolution2dDescriptor");
-    check(cudnnSetConvolutionGroupCount(created, narrow(spec.groups)), "cudnnSetConvolutionGroupCount");
-    check(cudnnSetConvolutionMathType(created, CUDNN_FMA_MATH), "cudnnSetConvolutionMathType");
-  }
-  cudnnConvolutionDescriptor_t get() const { return owned_.get(); }
-
- private:
-  Owned<cudnnConvolutionDescriptor_t, cudnnDestroyConvolutionDescriptor> owned_;
-};
-
-// One direction's algorithm and the workspace that it needs.
-template <typename Algorithm>
-struct Choice {
-  Algorithm algorithm{};
-  std::size_t workspace = 0;
-};
-
-// The first usable candidate of cuDNN's ranking, a deterministic one where there is any.
-template <typename Candidates>
-auto first_usable(const Candidates& candidates, int count, const std::string& direction) {
-  const auto end = candidates.begin() + count;
-  const auto usable = [](const auto& candidate) {
-    return candidate.status == CUDNN_STATUS_SUCCESS && candidate.memory <= kMaxWorkspace;
-  };
-  auto found = std::find_if(candidates.begin(), end, [&](const auto& candidate) {
-    return usable(candidate) && candidate.determinism == CUDNN_DETERMINISTIC;
-  });
-  if (found == end) found = std::find_if(candidates.begin(), end, usable);
-  if (found == end) throw DeviceError("cuDNN convolution, " + direction, "no algorithm for this shape");
-  return found->algo;
+  return "";
 }
+
+// One direction: its plan and the operands that it has met.
+class PlannedDirection {
+ public:
+  // Takes the first kind of bias that cuDNN has a plan for.
+  PlannedDirection(cudnnHandle_t handle, const ConvolutionSpec& spec, Direction direction,
+                   std::initializer_list<BiasAdd> biases)
+      : name_(std::string("cuDNN, ") + name(direction) + " of the " + describe(spec)) {
+    for (const Kernels kernels : {Kernels::kDeterministic, Kernels::kAny}) {
+      for (const BiasAdd bias : biases) {
+        plan_ = plan_graph(
+            handle, spec,
+            {.direction = direction, .bias = bias, .kernels = kernels, .max_workspace = kMaxWorkspace});
+        bias_ = bias;
+        if (!plan_.descriptor) continue;
+        std::vector<std::int64_t> ids{kInputId, kWeightsId, kOutputId};
+        if (bias == BiasAdd::kFused) ids.push_back(kBiasId);
+        packs_ = VariantPacks(std::move(ids));
+        return;
+      }
+    }
+    throw DeviceError(name_, plan_.refusal);
+  }
+
+  std::size_t workspace_bytes() const { return plan_.workspace_bytes; }
+  BiasAdd bias() const { return bias_; }
+
+  // Tensors in the order input, weights, output, bias.
+  void run(Stream& stream, const PlanAddresses& addresses) {
+    const DeviceGuard current(stream.device());
+    const cudnnHandle_t handle = handle_of(stream.device(), stream.native());
+    const cudnnStatus_t status = cudnnBackendExecute(handle, plan_.descriptor, packs_.of(addresses));
+    if (status != CUDNN_STATUS_SUCCESS) check(status, "cudnnBackendExecute: " + name_);
+  }
+
+ private:
+  std::string name_;  // for messages
+  GraphPlan plan_;
+  BiasAdd bias_ = BiasAdd::kNone;
+  VariantPacks packs_{{}};
+};
 
 class CudaConvolution final : public ConvolutionPlan {
  public:
-  CudaConvolution(Device device, const ConvolutionSpec& spec)
+  CudaConvolution(std::shared_ptr<cudnnContext> handle, const ConvolutionSpec& spec)
       : has_bias_(spec.bias),
         output_(convolution_output(spec)),
-        x_(spec.input),
-        w_(spec),
-        y_(output_),
-        geometry_(spec) {
-    const DeviceGuard current(device);
-    const cudnnHandle_t handle = handle_of(device, nullptr);
-    choose_forward(handle);
-    choose_backward_data(handle);
-    choose_backward_weights(handle);
-  }
+        weights_(convolution_weights(spec)),
+        handle_(std::move(handle)),
+        forward_(handle_.get(), spec, Direction::kForward,
+                 spec.bias ? std::initializer_list<BiasAdd>{BiasAdd::kFused, BiasAdd::kNone}
+                           : std::initializer_list<BiasAdd>{BiasAdd::kNone}),
+        backward_data_(handle_.get(), spec, Direction::kBackwardData, {BiasAdd::kNone}),
+        backward_weights_(handle_.get(), spec, Direction::kBackwardWeights, {BiasAdd::kNone}),
+        staged_gradient_(align_up(backward_weights_.workspace_bytes())) {}
 
   std::size_t workspace_bytes() const override {
-    return std::max({forward_.workspace, data_.workspace, weights_.workspace});
+    const std::size_t staged = static_cast<std::size_t>(weights_) * sizeof(float);
+    return std::max(
+        {forward_.workspace_bytes(), backward_data_.workspace_bytes(), staged_gradient_ + staged});
   }
 
   void forward(Stream& stream, const ConvolutionForward& operands, std::byte* workspace) const override {
     if ((operands.bias != nullptr) != has_bias_) {
       throw std::invalid_argument("convolution: the plan and the call disagree about a bias");
     }
-    const DeviceGuard current(stream.device());
-    check(
-        cudnnConvolutionForward(handle_of(stream.device(), stream.native()), &kOne, x_.get(), operands.input,
-                                w_.get(), operands.weights, geometry_.get(), forward_.algorithm, workspace,
-                                forward_.workspace, &kZero, y_.get(), operands.output),
-        "cudnnConvolutionForward");
-    if (has_bias_) {
+    const bool fused = forward_.bias() == BiasAdd::kFused;
+    forward_.run(
+        stream,
+        {{operands.input, operands.weights, operands.output, fused ? operands.bias : nullptr}, workspace});
+    if (has_bias_ && !fused) {
       add_bias(stream, {output_.elements() / output_[3], output_[3]}, operands.bias, operands.output);
     }
   }
 
   void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
                      std::byte* workspace) const override {
-    const DeviceGuard current(stream.device());
-    check(cudnnConvolutionBackwardData(handle_of(stream.device(), stream.native()), &kOne, w_.get(),
-                                       operands.weights, y_.get(), operands.output_gradient, geometry_.get(),
-                                       data_.algorithm, workspace, data_.workspace, &kZero, x_.get(),
-                                       operands.input_gradient),
-          "cudnnConvolutionBackwardData");
+    backward_data_.run(stream,
+                       {{operands.input_gradient, operands.weights, operands.output_gradient}, workspace});
   }
 
+  // cuDNN's graphs write results and add to none: what is to be added goes through the workspace.
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
                         std::byte* workspace) const override {
-    const DeviceGuard current(stream.device());
-    const float* const beta = operands.mode == GradientMode::kAdd ? &kOne : &kZero;
-    check(cudnnConvolutionBackwardFilter(handle_of(stream.device(), stream.native()), &kOne, x_.get(),
-                                         operands.input, y_.get(), operands.output_gradient, geometry_.get(),
-                                         weights_.algorithm, workspace, weights_.workspace, beta, w_.get(),
-                                         operands.weight_gradient),
-          "cudnnConvolutionBackwardFilter");
+    float* result = operands.weight_gradient;
+    if (operands.mode == GradientMode::kAdd) result = reinterpret_cast<float*>(workspace + staged_gradient_);
+    backward_weights_.run(stream, {{operands.input, result, operands.output_gradient}, workspace});
+    if (operands.mode == GradientMode::kAdd) accumulate(stream, weights_, result, operands.weight_gradient);
   }
 
  private:
-  static constexpr float kOne = 1;
-  static constexpr float kZero = 0;
-
-  void choose_forward(cudnnHandle_t handle) {
-    std::array<cudnnConvolutionFwdAlgoPerf_t, CUDNN_CONVOLUTION_FWD_ALGO_COUNT> candidates{};
-    int count = 0;
-    check(cudnnGetConvolutionForwardAlgorithm_v7(handle, x_.get(), w_.get(), geometry_.get(), y_.get(),
-                                                 static_cast<int>(candidates.size()), &count,
-                                                 candidates.data()),
-          "cudnnGetConvolutionForwardAlgorithm_v7");
-    forward_.algorithm = first_usable(candidates, count, "forward");
-    check(cudnnGetConvolutionForwardWorkspaceSize(handle, x_.get(), w_.get(), geometry_.get(), y_.get(),
-                                                  forward_.algorithm, &forward_.workspace),
-          "cudnnGetConvolutionForwardWorkspaceSize");
-  }
-  void choose_backward_data(cudnnHandle_t handle) {
-    std::array<cudnnConvolutionBwdDataAlgoPerf_t, CUDNN_CONVOLUTION_BWD_DATA_ALGO_COUNT> candidates{};
-    int count = 0;
-    check(cudnnGetConvolutionBackwardDataAlgorithm_v7(handle, w_.get(), y_.get(), geometry_.get(), x_.get(),
-                                                      static_cast<int>(candidates.size()), &count,
-                                                      candidates.data()),
-          "cudnnGetConvolutionBackwardDataAlgorithm_v7");
-    data_.algorithm = first_usable(candidates, count, "backward data");
-    check(cudnnGetConvolutionBackwardDataWorkspaceSize(handle, w_.get(), y_.get(), geometry_.get(), x_.get(),
-                                                       data_.algorithm, &data_.workspace),
-          "cudnnGetConvolutionBackwardDataWorkspaceSize");
-  }
-  void choose_backward_weights(cudnnHandle_t handle) {
-    std::array<cudnnConvolutionBwdFilterAlgoPerf_t, CUDNN_CONVOLUTION_BWD_FILTER_ALGO_COUNT> candidates{};
-    int count = 0;
-    check(cudnnGetConvolutionBackwardFilterAlgorithm_v7(handle, x_.get(), y_.get(), geometry_.get(), w_.get(),
-                                                        static_cast<int>(candidates.size()), &count,
-                                                        candidates.data()),
-          "cudnnGetConvolutionBackwardFilterAlgorithm_v7");
-    weights_.algorithm = first_usable(candidates, count, "backward weights");
-    check(cudnnGetConvolutionBackwardFilterWorkspaceSize(handle, x_.get(), y_.get(), geometry_.get(),
-                                                         w_.get(), weights_.algorithm, &weights_.workspace),
-          "cudnnGetConvolutionBackwardFilterWorkspaceSize");
-  }
-
   bool has_bias_;
   Shape output_;
-  TensorDescriptor x_;
-  FilterDescriptor w_;
-  TensorDescriptor y_;
-  GeometryDescriptor geometry_;
-  Choice<cudnnConvolutionFwdAlgo_t> forward_;
-  Choice<cudnnConvolutionBwdDataAlgo_t> data_;
-  Choice<cudnnConvolutionBwdFilterAlgo_t> weights_;
+  std::int64_t weights_;
+  std::shared_ptr<cudnnContext> handle_;  // the plans' own
+  // Operands that were not met before are remembered, in the order of the one stream that uses the plan.
+  mutable PlannedDirection forward_, backward_data_, backward_weights_;
+  std::size_t staged_gradient_;  // its place in the workspace
 };
 
 }  // namespace
@@ -233,7 +170,8 @@ class CudaConvolution final : public ConvolutionPlan {
 namespace pipeoptim::detail {
 
 std::unique_ptr<ConvolutionPlan> make_cuda_convolution(Device device, const ConvolutionSpec& spec) {
-  return std::make_unique<cuda::CudaConvolution>(device, spec);
+  const cuda::DeviceGuard current(device);
+  return std::make_unique<cuda::CudaConvolution>(cuda::planning_handle(device), spec);
 }
 
 }  // namespace pipeoptim::detail

@@ -151,9 +151,8 @@ std::unique_ptr<ConvolutionPlan> make_host_convolution(int threads, const Convol
   try {
     return std::make_unique<host::HostConvolution>(threads, spec);
   } catch (const dnnl::error& error) {
-    throw DeviceError(
-        "oneDNN convolution of " + spec.input.to_string(),
-        std::string(error.what()) + ", status " + std::to_string(static_cast<int>(error.status)));
+    throw DeviceError("oneDNN, " + describe(spec), std::string(error.what()) + ", status " +
+                                                       std::to_string(static_cast<int>(error.status)));
   }
 }
 

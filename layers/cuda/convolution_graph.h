@@ -1,0 +1,44 @@
+// One direction of a convolution, planned through cuDNN's graph interface. Only convolution_graph.cpp
+// includes the frontend's headers, which take long to compile.
+#pragma once
+
+#include <cudnn.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "layers/provider.h"
+
+namespace pipeoptim::cuda {
+
+enum class Direction { kForward, kBackwardData, kBackwardWeights };
+enum class BiasAdd { kNone, kFused };
+enum class Kernels { kDeterministic, kAny };
+
+// Ids of a graph's tensors; each stands for the values or for their gradient.
+inline constexpr std::int64_t kInputId = 1;
+inline constexpr std::int64_t kWeightsId = 2;
+inline constexpr std::int64_t kOutputId = 3;
+inline constexpr std::int64_t kBiasId = 4;
+
+struct GraphRequest {
+  Direction direction = Direction::kForward;
+  BiasAdd bias = BiasAdd::kNone;
+  Kernels kernels = Kernels::kDeterministic;
+  std::size_t max_workspace = 0;  // bytes
+};
+
+struct GraphPlan {
+  std::shared_ptr<const void> owner;              // of the descriptor
+  cudnnBackendDescriptor_t descriptor = nullptr;  // null where cuDNN has no plan for the request
+  std::size_t workspace_bytes = 0;
+  std::string refusal;  // what cuDNN said then
+};
+
+// The first plan in the order of cuDNN's heuristics that does what is asked. The device of the handle is the
+// current one.
+GraphPlan plan_graph(cudnnHandle_t handle, const ConvolutionSpec& spec, const GraphRequest& request);
+
+}  // namespace pipeoptim::cuda
