@@ -29,6 +29,7 @@ step() { # step name command...
 }
 
 build_all() {
+  cmake/cudnn_frontend.sh
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPIPEOPTIM_CUDA=ON -DPIPEOPTIM_BENCH=ON \
     -DCMAKE_CUDA_ARCHITECTURES="$architecture"
   cmake --build "$build"

@@ -155,8 +155,8 @@ struct ConvolutionBackwardWeights {
 };
 
 // One prepared convolution. Running it allocates nothing; it is used by one stream at a time, different plans
-// by different streams at once. It must outlive the work that it enqueued. On the host the stream has the
-// thread count that it was planned for.
+// by different streams at once. It must outlive the work that it enqueued. Operands are aligned to 16 bytes.
+// On the host the stream has the thread count that it was planned for.
 class ConvolutionPlan {
  public:
   virtual ~ConvolutionPlan() = default;

@@ -145,7 +145,7 @@ class CudaConvolution final : public ConvolutionPlan {
                        {{operands.input_gradient, operands.weights, operands.output_gradient}, workspace});
   }
 
-  // cuDNN's graphs write results and add to none: what is to be added goes through the workspace.
+  // The frontend's graphs write results and add to none: what is to be added goes through the workspace.
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
                         std::byte* workspace) const override {
     float* result = operands.weight_gradient;

@@ -147,6 +147,16 @@ TEST(Convolution, OutputShapeAndRefusals) {
   EXPECT_THROW(convolution_output(bad), std::invalid_argument);
 }
 
+TEST(Convolution, IsDescribedInMessages) {
+  ConvolutionSpec spec{.input = {2, 9, 11, 4}, .out_channels = 6, .kernel = 3};
+  EXPECT_EQ(describe(spec), "convolution of " + spec.input.to_string() +
+                                " to 6 channels, kernel 3, stride 1, padding 0, dilation 1, 1 group");
+  spec.groups = 2;
+  spec.bias = true;
+  spec.precision = MatrixPrecision::kTf32;
+  EXPECT_TRUE(describe(spec).ends_with("2 groups, with bias, tf32"));
+}
+
 TEST(Convolution, RefusesAnotherThreadCountAndAMissingBias) {
   const auto plan = make_convolution(Device::host(), 2, {.input = {1, 4, 4, 8}, .out_channels = 8});
   Stream one(Device::host(), {.threads = 1});

@@ -76,6 +76,10 @@ inline constexpr double kLstm = 2e-6;
 // 2 ulp; relative to the largest value. A missing term is 1e-3 and more at the sizes of these tests.
 inline constexpr double kDeviceLayer = 1e-5;
 
+// The same with factors rounded to 10 bits of mantissa: two roundings of 4.9e-4 a product, which partly
+// cancel in a sum, relative to the largest value.
+inline constexpr double kTf32Layer = 1e-3;
+
 // Softmax and its loss against double: the sum of up to 100 exponentials of 1 ulp each, then one logarithm.
 inline constexpr double kSoftmax = 3e-6;
 
