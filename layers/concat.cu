@@ -101,6 +101,7 @@ LayerPlan Concat::plan(Device device, int threads, const Shape& input) {
   bool input_needed = false;
   for (Branch& branch : branches_) {
     branch.layers->set_backward_split(split_);
+    branch.layers->set_precision(precision_);
     branch.plan = branch.layers->plan(device, threads, input);
     Shape expected = branches_.front().plan.output;
     expected[expected.rank() - 1] = branch.plan.output.last();

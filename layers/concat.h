@@ -24,6 +24,7 @@ class Concat final : public Layer {
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
   void set_backward_split(BackwardSplit split) override { split_ = split; }
+  void set_precision(MatrixPrecision precision) override { precision_ = precision; }
   int random_layers() const override;
 
  private:
@@ -41,6 +42,7 @@ class Concat final : public Layer {
   void run_backward(const BackwardContext& context, Half half) const;
 
   BackwardSplit split_ = BackwardSplit::kJoined;
+  MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::vector<Branch> branches_;
   std::size_t input_gradient_ = 0, branch_workspace_ = 0;
 };

@@ -61,7 +61,8 @@ LayerPlan Conv2d::plan(Device device, int threads, const Shape& input) {
                              .padding = o.padding,
                              .dilation = o.dilation,
                              .groups = o.groups,
-                             .bias = has_bias()};
+                             .bias = has_bias(),
+                             .precision = precision_};
   LayerPlan plan;
   try {
     plan.output = convolution_output(spec);

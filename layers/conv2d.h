@@ -31,12 +31,14 @@ class Conv2d final : public Layer {
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
+  void set_precision(MatrixPrecision precision) override { precision_ = precision; }
 
  private:
   bool has_bias() const { return options_.bias == Bias::kYes; }
   const ConvolutionPlan& planned() const;
 
   Conv2dOptions options_;
+  MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::unique_ptr<ConvolutionPlan> convolution_;
   Rows output_rows_;
 };

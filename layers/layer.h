@@ -75,6 +75,10 @@ struct LayerPlan {
 
 enum class Mode { kTraining, kEvaluation };
 
+// How products of fp32 values may be computed on CUDA. kTf32 lets tensor cores round the factors to 10 bits
+// of mantissa; sums stay in fp32. The host computes in fp32 always.
+enum class MatrixPrecision { kFp32, kTf32 };
+
 // What a layer applies to its output in the same pass, where it offers that.
 enum class Activation { kNone, kRelu };
 
@@ -163,6 +167,8 @@ class Layer {
   }
   // For layers made of layers: how their backward will be called. The layer around calls it before plan().
   virtual void set_backward_split(BackwardSplit split) { static_cast<void>(split); }
+  // How the layer's products and convolutions are computed. Called before plan(), likewise.
+  virtual void set_precision(MatrixPrecision precision) { static_cast<void>(precision); }
   // Layers inside this one advance the model-wide layer index by more than 1.
   virtual int random_layers() const { return 1; }
 };

@@ -38,9 +38,13 @@ LayerPlan Linear::plan(Device device, int threads, const Shape& input) {
                                 std::to_string(in_) + ", got " + input.to_string() + hint);
   }
   const std::int64_t rows = input.elements() / in_;
-  product_ = make_linear(
-      device, threads,
-      {.rows = rows, .in = in_, .out = out_, .bias = options_.bias, .activation = options_.activation});
+  product_ = make_linear(device, threads,
+                         {.rows = rows,
+                          .in = in_,
+                          .out = out_,
+                          .bias = options_.bias,
+                          .activation = options_.activation,
+                          .precision = precision_});
   LayerPlan plan;
   plan.output = input;
   plan.output[input.rank() - 1] = out_;

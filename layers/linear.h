@@ -38,6 +38,7 @@ class Linear final : public Layer {
   void backward(const BackwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
+  void set_precision(MatrixPrecision precision) override { precision_ = precision; }
 
  private:
   const float* gradient_before_activation(const BackwardContext& context) const;
@@ -47,6 +48,7 @@ class Linear final : public Layer {
   std::int64_t in_;
   std::int64_t out_;
   LinearOptions options_;
+  MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::unique_ptr<LinearPlan> product_;  // null before plan()
   std::size_t masked_ = 0;               // offset in the workspace, behind the product's
 };

@@ -18,10 +18,6 @@ namespace pipeoptim {
 
 enum class Transpose { kNo, kYes };
 
-// How products of fp32 values may be computed on CUDA. kTf32 lets tensor cores round the factors to 10 bits
-// of mantissa; sums stay in fp32. The host computes in fp32 always.
-enum class MatrixPrecision { kFp32, kTf32 };
-
 // c = alpha * op(a) * op(b) + beta * c, all row-major: op(a) is rows x inner, op(b) is inner x columns. A
 // leading extent is the distance between the starts of two stored rows; 0 stands for "densely stored". Where
 // beta is 0, c is only written.
@@ -39,6 +35,7 @@ struct Gemm {
   std::int64_t leading_c = 0;
   float alpha = 1;
   float beta = 0;
+  MatrixPrecision precision = MatrixPrecision::kFp32;
 };
 
 // `count` products; product i reads and writes i steps (in elements) further. The whole is repeated `outer`
@@ -72,6 +69,7 @@ struct LinearSpec {
   // they have to be where there is a bias.
   std::int64_t input_step = 0;
   std::int64_t output_step = 0;
+  MatrixPrecision precision = MatrixPrecision::kFp32;
 };
 
 // For messages: "linear 128 x 784 -> 1024".

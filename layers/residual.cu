@@ -63,7 +63,11 @@ int Residual::random_layers() const {
 
 LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
   body_.set_backward_split(split_);
-  if (shortcut_) shortcut_->set_backward_split(split_);
+  body_.set_precision(precision_);
+  if (shortcut_) {
+    shortcut_->set_backward_split(split_);
+    shortcut_->set_precision(precision_);
+  }
   body_plan_ = body_.plan(device, threads, input);
   shortcut_plan_ = {};
   shortcut_plan_.output = input;

@@ -27,6 +27,7 @@ class Residual final : public Layer {
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
   void set_backward_split(BackwardSplit split) override { split_ = split; }
+  void set_precision(MatrixPrecision precision) override { precision_ = precision; }
   int random_layers() const override;
 
  private:
@@ -34,6 +35,7 @@ class Residual final : public Layer {
   void run_backward(const BackwardContext& context, Half half) const;
 
   BackwardSplit split_ = BackwardSplit::kJoined;
+  MatrixPrecision precision_ = MatrixPrecision::kFp32;
   FinalActivation activation_;
   Sequence body_;
   std::unique_ptr<Sequence> shortcut_;  // null: identity

@@ -78,6 +78,7 @@ LayerPlan Sequence::plan(Device device, int threads, const Shape& input) {
   for (std::size_t i = 0; i < children_.size(); ++i) {
     Child& child = children_[i];
     child.layer->set_backward_split(split_);
+    child.layer->set_precision(precision_);
     try {
       child.plan = child.layer->plan(device, threads, boundaries_[i].shape);
     } catch (const std::invalid_argument& error) {

@@ -32,6 +32,7 @@ class Sequence final : public Layer {
   void backward_weights(const BackwardContext& context) const override;
   void backward(const BackwardContext& context) const override;
   void set_backward_split(BackwardSplit split) override { split_ = split; }
+  void set_precision(MatrixPrecision precision) override { precision_ = precision; }
   int random_layers() const override;
 
   const std::vector<Child>& children() const { return children_; }
@@ -64,6 +65,7 @@ class Sequence final : public Layer {
 
   std::vector<Child> children_;
   BackwardSplit split_;
+  MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::vector<Boundary> boundaries_;
   std::vector<Share> shares_;
   std::size_t child_workspace_ = 0;  // offset of the children's common workspace

@@ -84,6 +84,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     options.optimizer =
         stage_optimizer(method, config.optimizer, {gaps[index], config.horizon, config.pipemare_decay});
     options.split = splits_backward(schedule.stages[index]) ? BackwardSplit::kSplit : BackwardSplit::kJoined;
+    options.precision = config.precision;
     options.input = shape;
     options.slots = schedule.slots[index];
     options.version_slots = schedule.version_slots[index];

@@ -35,6 +35,7 @@ std::size_t float_bytes(std::int64_t elements) { return static_cast<std::size_t>
 
 Stage::Stage(StageOptions options, std::vector<NamedLayer> layers) : options_(std::move(options)) {
   layers_ = std::make_unique<Sequence>(std::move(layers), options_.split);
+  layers_->set_precision(options_.precision);
   plan_ = layers_->plan(options_.device, options_.threads, options_.input);
   place_tensors();
 

@@ -30,6 +30,7 @@ struct StageOptions {
   int index = 0;
   OptimizerConfig optimizer;
   BackwardSplit split = BackwardSplit::kJoined;
+  MatrixPrecision precision = MatrixPrecision::kFp32;
   Shape input;              // of one micro-batch
   int slots = 1;            // micro-batches in flight
   int version_slots = 0;    // extra full weight copies

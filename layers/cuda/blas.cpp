@@ -1,4 +1,4 @@
-// Matrix products on CUDA: cuBLAS in fp32 (no TF32, so that host and device agree to rounding).
+// Matrix products on CUDA: cuBLAS. Where nobody asks for TF32, host and device agree to rounding.
 #include <cublas_v2.h>
 
 #include "layers/backend.h"
@@ -34,16 +34,19 @@ cublasOperation_t operation(Transpose transpose) {
 void multiply_strided(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
   const cublasOperation_t first = operation(p.transpose_b);
   const cublasOperation_t second = operation(p.transpose_a);
+  const cublasComputeType_t compute = compute_type(p.precision);
   if (batch.count == 1) {
-    check(cublasSgemm_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b, p.leading_b, p.a,
-                         p.leading_a, &p.beta, p.c, p.leading_c),
-          "cublasSgemm_64");
+    check(cublasGemmEx_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b, CUDA_R_32F,
+                          p.leading_b, p.a, CUDA_R_32F, p.leading_a, &p.beta, p.c, CUDA_R_32F, p.leading_c,
+                          compute, CUBLAS_GEMM_DEFAULT),
+          "cublasGemmEx_64");
     return;
   }
-  check(cublasSgemmStridedBatched_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b,
-                                     p.leading_b, batch.step_b, p.a, p.leading_a, batch.step_a, &p.beta, p.c,
-                                     p.leading_c, batch.step_c, batch.count),
-        "cublasSgemmStridedBatched_64");
+  check(cublasGemmStridedBatchedEx_64(handle, first, second, p.columns, p.rows, p.inner, &p.alpha, p.b,
+                                      CUDA_R_32F, p.leading_b, batch.step_b, p.a, CUDA_R_32F, p.leading_a,
+                                      batch.step_a, &p.beta, p.c, CUDA_R_32F, p.leading_c, batch.step_c,
+                                      batch.count, compute, CUBLAS_GEMM_DEFAULT),
+        "cublasGemmStridedBatchedEx_64");
 }
 
 // cuBLAS has one step: a call for each of the outer or the inner products, whichever are fewer.

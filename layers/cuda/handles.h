@@ -1,5 +1,7 @@
-// What the CUDA files of this folder share: library handles.
+// What the CUDA files of this folder share: library handles, and how cuBLAS computes.
 #pragma once
+
+#include <cublas_v2.h>
 
 #include <map>
 #include <memory>
@@ -8,6 +10,7 @@
 
 #include "kernels/runtime/cuda/cuda_check.h"
 #include "kernels/runtime/stream.h"
+#include "layers/layer.h"
 
 namespace pipeoptim::cuda {
 
@@ -38,5 +41,9 @@ class HandleCache {
  private:
   std::map<std::pair<int, void*>, Owned<Handle, kDestroy>> handles_;
 };
+
+inline cublasComputeType_t compute_type(MatrixPrecision precision) {
+  return precision == MatrixPrecision::kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+}
 
 }  // namespace pipeoptim::cuda

@@ -1,5 +1,5 @@
 // Linear maps on CUDA: cuBLASLt, with bias and activation in forward's epilogue and the bias gradient in that
-// of the weights' gradient. fp32 without TF32, so that host and device agree to rounding.
+// of the weights' gradient.
 //
 // cuBLASLt is column-major and sees our matrices transposed: x is in x rows, W is in x out, y is out x rows.
 #include <cublasLt.h>
@@ -65,11 +65,12 @@ class Product {
     cublasOperation_t operation = CUBLAS_OP_N;
   };
 
-  Product(cublasLtHandle_t handle, const std::string& what, Operand a, Operand b, Operand d,
-          cublasLtEpilogue_t epilogue)
+  Product(cublasLtHandle_t handle, const std::string& what, MatrixPrecision precision, Operand a, Operand b,
+          Operand d, cublasLtEpilogue_t epilogue)
       : a_(std::move(a.layout)), b_(std::move(b.layout)), d_(std::move(d.layout)) {
     cublasLtMatmulDesc_t descriptor = nullptr;
-    check(cublasLtMatmulDescCreate(&descriptor, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+    check(cublasLtMatmulDescCreate(&descriptor, compute_type(precision), CUDA_R_32F),
+          "cublasLtMatmulDescCreate");
     descriptor_.reset(descriptor);
     set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSA, a.operation);
     set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSB, b.operation);
@@ -132,12 +133,12 @@ class CudaLinear final : public LinearPlan {
   explicit CudaLinear(const LinearSpec& spec)
       : spec_(spec),
         handle_(make_handle()),
-        forward_(handle_.get(), describe(spec) + " forward", weights(CUBLAS_OP_T), input(), output(),
-                 forward_epilogue(spec)),
-        input_(handle_.get(), describe(spec) + " backward input", weights(CUBLAS_OP_N), output(), input(),
-               CUBLASLT_EPILOGUE_DEFAULT),
-        weights_(handle_.get(), describe(spec) + " backward weights", input(), output(CUBLAS_OP_T),
-                 weights(CUBLAS_OP_N),
+        forward_(handle_.get(), describe(spec) + " forward", spec.precision, weights(CUBLAS_OP_T), input(),
+                 output(), forward_epilogue(spec)),
+        input_(handle_.get(), describe(spec) + " backward input", spec.precision, weights(CUBLAS_OP_N),
+               output(), input(), CUBLASLT_EPILOGUE_DEFAULT),
+        weights_(handle_.get(), describe(spec) + " backward weights", spec.precision, input(),
+                 output(CUBLAS_OP_T), weights(CUBLAS_OP_N),
                  spec.bias == Bias::kYes ? CUBLASLT_EPILOGUE_BGRADB : CUBLASLT_EPILOGUE_DEFAULT),
         product_workspace_(align_up(
             std::max({forward_.workspace_bytes(), input_.workspace_bytes(), weights_.workspace_bytes()}))) {}

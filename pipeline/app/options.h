@@ -35,6 +35,7 @@ struct Options {
   int threads = 1;
   std::string device = "auto";
   int devices = 0;  // CUDA devices; 0: all, at most one a stage
+  std::string matrix_precision = "fp32";
   bool cuda_graph = false;
 
   static constexpr int kNoRank = -1;

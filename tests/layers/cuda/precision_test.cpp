@@ -1,0 +1,87 @@
+// TF32 is used where it is asked for, and nowhere else. A factor of 1 + 2^-12 has more bits than TF32 keeps.
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "layers/provider.h"
+#include "tests/support/layer_run.h"
+
+namespace pipeoptim::test {
+namespace {
+
+constexpr std::int64_t kExtent = 64;
+constexpr float kFine = 1.0F + 1.0F / 4096;
+
+class CudaPrecision : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (device_count(Backend::kCuda) == 0) GTEST_SKIP() << "no CUDA device";
+  }
+
+  // A matrix of kFine in the diagonal.
+  static Buffer<float> diagonal() {
+    std::vector<float> values(kExtent * kExtent);
+    for (std::int64_t i = 0; i < kExtent; ++i) values[static_cast<std::size_t>(i * kExtent + i)] = kFine;
+    return put(values);
+  }
+  static Buffer<float> ones() { return put(std::vector<float>(kExtent * kExtent, 1.0F)); }
+  static Buffer<float> put(const std::vector<float>& values) {
+    Buffer<float> buffer(Device::cuda(0), values.size());
+    copy_from_host(buffer.data(), values.data(), values.size() * sizeof(float), Device::cuda(0));
+    return buffer;
+  }
+
+  // Of a product of both.
+  static void expect(const Buffer<float>& product, MatrixPrecision precision, const char* what) {
+    std::vector<float> values(product.size());
+    copy_to_host(values.data(), product.data(), values.size() * sizeof(float), Device::cuda(0));
+    for (const float value : values) {
+      if (precision == MatrixPrecision::kFp32) {
+        ASSERT_EQ(value, kFine) << what;
+      } else if (rounds()) {
+        ASSERT_EQ(value, 1.0F) << what;
+      } else {
+        ASSERT_NEAR(value, 1.0F, kFine - 1.0F) << what;
+      }
+    }
+  }
+
+  // A library may use fp32 where TF32 is allowed. A simulated device says which it does.
+  static bool rounds() {
+    const char* const simulated = std::getenv("CUDASIM_TF32");
+    return simulated != nullptr && std::string(simulated) == "1";
+  }
+};
+
+TEST_F(CudaPrecision, IsThatOfTheSpec) {
+  const Buffer<float> fine = diagonal(), one = ones();
+  Buffer<float> product = ones();
+  Stream stream(Device::cuda(0));
+  for (const MatrixPrecision precision : {MatrixPrecision::kFp32, MatrixPrecision::kTf32}) {
+    const Gemm gemm_spec{.rows = kExtent,
+                         .columns = kExtent,
+                         .inner = kExtent,
+                         .a = fine.data(),
+                         .b = one.data(),
+                         .c = product.data(),
+                         .precision = precision};
+    gemm(stream, gemm_spec);
+    stream.synchronize();
+    expect(product, precision, "gemm");
+    gemm_batched(stream, gemm_spec, {.count = 2});
+    stream.synchronize();
+    expect(product, precision, "batched");
+    const auto plan = make_linear(Device::cuda(0), 1,
+                                  {.rows = kExtent, .in = kExtent, .out = kExtent, .precision = precision});
+    const Memory workspace(Device::cuda(0), plan->workspace_bytes());
+    plan->forward(stream, {.input = one.data(), .weights = fine.data(), .output = product.data()},
+                  workspace.data());
+    stream.synchronize();
+    expect(product, precision, "linear");
+  }
+}
+
+}  // namespace
+}  // namespace pipeoptim::test
