@@ -3,6 +3,8 @@
 #define CUDNN_FRONTEND_SKIP_JSON_LIB
 #include <cudnn_frontend.h>
 
+#include <limits>
+
 // The frontend has an engine of its own that compiles kernels at run time; we never ask for it. Its calls
 // stay unresolved unless something else brings libnvrtc, so that the program starts where that library is
 // missing.
@@ -116,6 +118,11 @@ fe::error_t build(ConvolutionGraph& graph, cudnnHandle_t handle, MatrixPrecision
 
 GraphPlan plan_graph(cudnnHandle_t handle, const ConvolutionSpec& spec, const GraphRequest& request) {
   GraphPlan plan;
+  // Not every version of the frontend refuses what its kernels cannot index.
+  if (convolution_weights(spec) > std::numeric_limits<std::int32_t>::max()) {
+    plan.refusal = std::to_string(convolution_weights(spec)) + " weights are more than 32-bit indices reach";
+    return plan;
+  }
   try {
     ConvolutionGraph graph(spec, request);
     if (auto error = build(graph, handle, spec.precision, request); error.is_bad()) {

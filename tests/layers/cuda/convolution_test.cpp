@@ -274,7 +274,7 @@ TEST_F(CudaConvolutionTest, RefusesBadSpecsAndMissingBiases) {
   EXPECT_THROW(plan->forward(stream, {}, nullptr), std::invalid_argument);
 }
 
-// 2^32 weights are beyond cuDNN's kernels; nothing of that size is allocated.
+// 2^32 weights, of which nothing is allocated.
 TEST_F(CudaConvolutionTest, NamesTheConvolutionThatCannotBePlanned) {
   const ConvolutionSpec spec{.input = {1, 1, 1, 1 << 16}, .out_channels = 1 << 16};
   try {
