@@ -21,11 +21,11 @@ struct SigmoidFormula {
   PO_HD static float slope(float y) { return y * (1.0F - y); }
 };
 struct GeluFormula {
-  static constexpr float kHalfRoot = 0.70710678118654752F;       // 1 / sqrt(2)
   static constexpr float kDensityAtZero = 0.39894228040143268F;  // 1 / sqrt(2 pi)
-  PO_HD static float value(float x) { return 0.5F * x * (1.0F + erf_of(x * kHalfRoot)); }
+  PO_HD static float value(float x) { return x * normal_cdf(x, exp_of(-0.5F * x * x)); }
   PO_HD static float slope(float x) {
-    return 0.5F * (1.0F + erf_of(x * kHalfRoot)) + x * kDensityAtZero * exp_of(-0.5F * x * x);
+    const float decay = exp_of(-0.5F * x * x);
+    return normal_cdf(x, decay) + x * kDensityAtZero * decay;
   }
 };
 

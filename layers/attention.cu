@@ -38,11 +38,14 @@ struct Softmax {
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     float* const x = scores + row * length;
     const std::int64_t t = row % length, end = block_end(t, block, length);
-    Totals highest(x[0]);
+    const float first = x[0];
+    Totals highest(first);
     for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
       const auto score = load_tile<kWidth>(x + c);
+      const auto shown =
+          static_cast<std::int32_t>(t - c);  // the last one of the tile; 32 bits, as the values
       for (int v = 0; v < kWidth; ++v) {
-        const float value = c + v <= t ? score.value[v] : x[0];
+        const float value = v <= shown ? score.value[v] : first;
         highest.value[v] = value > highest.value[v] ? value : highest.value[v];
       }
     });
@@ -50,10 +53,11 @@ struct Softmax {
     Totals sums(0);
     for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
       const auto score = load_tile<kWidth>(x + c);
+      const auto shown = static_cast<std::int32_t>(t - c);
       Pack<kWidth> out;
       for (int v = 0; v < kWidth; ++v) {
         const float value = exp_of(score.value[v] - largest);
-        out.value[v] = c + v <= t ? value : 0.0F;
+        out.value[v] = v <= shown ? value : 0.0F;
         sums.value[v] += out.value[v];
       }
       store_tile(x + c, out);
@@ -88,11 +92,12 @@ struct SoftmaxGradient {
     Totals products(0);
     for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
       const auto score = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dx + c);
+      const auto shown = static_cast<std::int32_t>(t - c);
       Pack<kWidth> out;
       for (int v = 0; v < kWidth; ++v) {
         const float exponent = score.value[v] - normalizer;
         const float p = exp_of(exponent > 0 ? 0.0F : exponent);  // above 0 by rounding, or hidden
-        out.value[v] = c + v <= t ? p : 0.0F;
+        out.value[v] = v <= shown ? p : 0.0F;
         products.value[v] += out.value[v] * gradient.value[v];
       }
       store_tile(x + c, out);

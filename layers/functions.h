@@ -72,30 +72,25 @@ PO_HD float tanh_of(float x) {
 #endif
 }
 
-// Within 1.5e-7. Near 0 an odd polynomial, elsewhere 1 - e^-g with a polynomial g for -ln erfc; both minimax
-// fits.
-PO_HD float erf_of(float x) {
+// The normal distribution's Phi(x), within 2.1e-7, below 0 with a relative error of 3e-6 down to -4. `decay`
+// is exp_of(-x^2 / 2), which callers need as well: the host multiplies it by a polynomial for the rest of the
+// tail, in t = 1 / (1 + 0.3 |x|) (minimax, weighted by the decay).
+PO_HD float normal_cdf(float x, float decay) {
 #if defined(__CUDA_ARCH__)
-  return erff(x);
+  static_cast<void>(decay);
+  return normcdff(x);
 #else
-  const float size = magnitude_of(x), square = x * x;
-  float near = -0.000588674797F;
-  near = near * square + 0.00497311028F;
-  near = near * square - 0.0267533287F;
-  near = near * square + 0.112814665F;
-  near = near * square - 0.37612462F;
-  near = near * square + 1.12837911F;
-  const float bounded = size > 4.0F ? 4.0F : size;  // where it is 1 but for rounding
-  float g = -0.000191505038F;
-  g = g * bounded + 0.00299954903F;
-  g = g * bounded - 0.0220520291F;
-  g = g * bounded + 0.103566952F;
-  g = g * bounded + 0.637599945F;
-  g = g * bounded + 1.12742615F;
-  g = g * bounded + 0.000256436644F;
-  const float far = 1.0F - exp_of(-g);
-  const float signed_far = x < 0 ? -far : far;
-  return size < 0.95F ? near * x : signed_far;
+  const float t = 1.0F / (1.0F + 0.3F * magnitude_of(x));
+  float tail = 0.0517859608F;
+  tail = tail * t - 0.324080646F;
+  tail = tail * t + 0.708526850F;
+  tail = tail * t - 0.550064147F;
+  tail = tail * t + 0.483528286F;
+  tail = tail * t - 0.0137965055F;
+  tail = tail * t + 0.146420181F;
+  tail = tail * t - 0.00231997087F;
+  tail *= decay;
+  return x < 0 ? tail : 1.0F - tail;
 #endif
 }
 

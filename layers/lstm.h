@@ -47,13 +47,4 @@ class Lstm final : public Layer {
               bias_gradient_ = 0;
 };
 
-// {N, T, F} -> {N, F}: the last position.
-class LastStep final : public Layer {
- public:
-  std::string describe() const override { return "last step"; }
-  LayerPlan plan(Device device, int threads, const Shape& input) override;
-  void forward(const ForwardContext& context) const override;
-  void backward_input(const BackwardContext& context) const override;
-};
-
 }  // namespace pipeoptim
