@@ -14,11 +14,10 @@ using namespace pipeoptim::bench;
 
 namespace {
 
-constexpr std::int64_t kRecords = 128;  // in a mini-batch
-
 struct Case {
   const char* model;
-  Shape image;
+  ModelOptions options;
+  std::int64_t records;  // in a mini-batch
   const char* rule;
   std::int64_t minibatches;  // in a pass
 };
@@ -26,9 +25,16 @@ struct Case {
 // The same random mini-batch again and again.
 class SyntheticBatch final : public BatchSource {
  public:
-  explicit SyntheticBatch(const Shape& input)
+  SyntheticBatch(const Case& c, const Shape& input)
       : inputs_(random_buffer(input.elements(), 1, MemoryKind::kPinned)) {
-    for (std::int64_t i = 0; i < input[0]; ++i) labels_.push_back(static_cast<std::int32_t>(i % 10));
+    const DataKind kind = model_data(c.model);
+    const std::int64_t classes = kind == DataKind::kRunningText ? c.options.vocabulary : c.options.classes;
+    const std::int64_t labels = kind == DataKind::kRunningText ? input.elements() : input[0];
+    for (std::int64_t i = 0; i < labels; ++i) labels_.push_back(static_cast<std::int32_t>(i % classes));
+    if (kind == DataKind::kImages) return;
+    for (std::size_t i = 0; i < inputs_.size(); ++i) {  // tokens from all of the vocabulary
+      inputs_.data()[i] = static_cast<float>(i * 7919 % static_cast<std::size_t>(c.options.vocabulary));
+    }
   }
   Batch acquire(std::int64_t) override { return {inputs_.data(), labels_.data()}; }
   void release(std::int64_t) override {}
@@ -39,8 +45,7 @@ class SyntheticBatch final : public BatchSource {
 };
 
 std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const char* method, int stages) {
-  const ModelOptions options{.image = c.image, .hidden = {1024, 1024}};
-  std::vector<NamedLayer> layers = make_model(c.model, options);
+  std::vector<NamedLayer> layers = make_model(c.model, c.options);
   const Cuts cuts = balanced_cuts(layer_costs(layers, input), stages);
   EngineConfig config;
   config.device = device();
@@ -58,10 +63,10 @@ std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const cha
 }
 
 void step(benchmark::State& state, const Case& c) {
-  const Shape input{kRecords, c.image[0], c.image[1], c.image[2]};
+  const Shape input = model_input(c.model, c.options, c.records);
   const auto sequential = make_engine(c, input, "sequential", 1);
   const auto pipelined = make_engine(c, input, "pipeoptim", 2);
-  SyntheticBatch data(input);
+  SyntheticBatch data(c, input);
   TrainPass pass;
   pass.minibatches = c.minibatches;
   pass.learning_rate = [](std::int64_t) { return 1e-4F; };
@@ -75,22 +80,32 @@ void step(benchmark::State& state, const Case& c) {
     speedup.add(one / two);
     state.SetIterationTime(two);
   }
-  const auto records = static_cast<double>(kRecords * c.minibatches);
+  const auto records = static_cast<double>(c.records * c.minibatches);
   state.counters["sequential/s"] = records / sequential_seconds.median();
   state.counters["pipelined/s"] = records / pipelined_seconds.median();
   state.counters["speedup"] = speedup.median();
   state.SetLabel("samples/s, " + std::to_string(c.minibatches) + " mini-batches a pass, " + c.rule);
 }
 
-BENCHMARK_CAPTURE(step, mlp, Case{"mlp", {28, 28, 1}, "adamw", 48})
+BENCHMARK_CAPTURE(step, mlp, Case{"mlp", {.hidden = {1024, 1024}}, 128, "adamw", 48})
     ->UseManualTime()
     ->Iterations(3)
     ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(step, cnn, Case{"cnn", {28, 28, 1}, "adamw", 24})
+BENCHMARK_CAPTURE(step, cnn, Case{"cnn", {}, 128, "adamw", 24})
     ->UseManualTime()
     ->Iterations(3)
     ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(step, resnet20, Case{"resnet20", {32, 32, 3}, "sgdm", 8})
+BENCHMARK_CAPTURE(step, resnet20, Case{"resnet20", {.image = {32, 32, 3}}, 128, "sgdm", 8})
+    ->UseManualTime()
+    ->Iterations(3)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(step, gpt, Case{"gpt", {}, 16, "adamw", 16})
+    ->UseManualTime()
+    ->Iterations(3)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(
+    step, lstm,
+    Case{"lstm", {.classes = 2, .features = 512, .sequence_length = 64, .vocabulary = 20000}, 32, "adamw", 8})
     ->UseManualTime()
     ->Iterations(3)
     ->Unit(benchmark::kMillisecond);
