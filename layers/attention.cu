@@ -121,6 +121,7 @@ float* floats(std::byte* base, std::size_t offset) { return reinterpret_cast<flo
 // records, and is addressed there.
 struct CausalSelfAttention::Scores {
   std::int64_t records, heads, length, width, block;
+  MatrixPrecision precision;
 
   // A head's part of {N, T, stride} that starts at `at`, from row `row` on.
   struct Part {
@@ -140,7 +141,8 @@ struct CausalSelfAttention::Scores {
             .c = const_cast<float*>(c.at),
             .leading_a = a.stride,
             .leading_b = b.stride,
-            .leading_c = c.stride};
+            .leading_c = c.stride,
+            .precision = precision};
   }
   void run(Stream& stream, const Gemm& gemm, const Part& a, const Part& b, const Part& c) const {
     gemm_batched(stream, gemm,
@@ -260,7 +262,12 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
 }
 
 CausalSelfAttention::Scores CausalSelfAttention::scores(std::int64_t first_record) const {
-  return {std::min(group_, records_ - first_record), options_.heads, length_, head_features(), block_};
+  return {std::min(group_, records_ - first_record),
+          options_.heads,
+          length_,
+          head_features(),
+          block_,
+          precision_};
 }
 
 void CausalSelfAttention::forward(const ForwardContext& context) const {
@@ -273,7 +280,8 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
                         .inner = f,
                         .a = context.input.data,
                         .b = context.weights[0],
-                        .c = qkv});
+                        .c = qkv,
+                        .precision = precision_});
   add_bias(context.stream, {rows(), 3 * f}, context.weights[1], qkv);
   for (std::int64_t record = 0; record < records_; record += group_) attend(context, record);
   gemm(context.stream, {.transpose_b = Transpose::kYes,
@@ -282,7 +290,8 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
                         .inner = f,
                         .a = floats(context.stash, heads_output_),
                         .b = context.weights[2],
-                        .c = context.output.data});
+                        .c = context.output.data,
+                        .precision = precision_});
   add_bias(context.stream, {rows(), f}, context.weights[3], context.output.data);
 }
 
@@ -310,7 +319,8 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
                         .inner = f,
                         .a = context.output_gradient.data,
                         .b = context.weights[2],
-                        .c = floats(context.workspace, heads_gradient_)});
+                        .c = floats(context.workspace, heads_gradient_),
+                        .precision = precision_});
   for (std::int64_t record = 0; record < records_; record += group_) attend_backward(context, record);
   if (!context.input_gradient.data) return;
   gemm(context.stream, {.rows = rows(),
@@ -318,7 +328,8 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
                         .inner = 3 * f,
                         .a = qkv_gradient(context),
                         .b = context.weights[0],
-                        .c = context.input_gradient.data});
+                        .c = context.input_gradient.data,
+                        .precision = precision_});
 }
 
 void CausalSelfAttention::attend_backward(const BackwardContext& context, std::int64_t first_record) const {
@@ -353,7 +364,8 @@ void CausalSelfAttention::run_weights(const BackwardContext& context) const {
                .a = gradient,
                .b = context.input.data,
                .c = context.gradients[0],
-               .beta = mode == GradientMode::kAdd ? 1.0F : 0.0F};
+               .beta = mode == GradientMode::kAdd ? 1.0F : 0.0F,
+               .precision = precision_};
   gemm(context.stream, product);
   sum_bias_gradient(context.stream, {rows(), 3 * f}, gradient, context.gradients[1], mode,
                     context.workspace + sums_);

@@ -36,6 +36,7 @@ class CausalSelfAttention final : public Layer {
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
   void set_backward_split(BackwardSplit split) override { split_ = split; }
+  void set_precision(MatrixPrecision precision) override { precision_ = precision; }
 
  private:
   struct Scores;
@@ -50,6 +51,7 @@ class CausalSelfAttention final : public Layer {
 
   AttentionOptions options_;
   BackwardSplit split_ = BackwardSplit::kJoined;
+  MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
   std::int64_t group_ = 1;                 // records whose scores are in the workspace together
   std::int64_t block_ = 1;                 // rows of scores that one product makes

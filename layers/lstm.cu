@@ -244,7 +244,8 @@ void Lstm::forward(const ForwardContext& context) const {
                         .inner = in_,
                         .a = context.input.data,
                         .b = context.weights[0],
-                        .c = gates});
+                        .c = gates,
+                        .precision = precision_});
   const float *bias_input = context.weights[2], *bias_hidden = context.weights[3];
   const bool packs = allow_tiles(hidden_, gates, bias_input, bias_hidden, cells, output);
   const float* recurrent = context.weights[1];
@@ -265,7 +266,8 @@ void Lstm::forward(const ForwardContext& context) const {
                             .c = gates + t * 4 * hidden_,
                             .leading_a = length_ * hidden_,
                             .leading_c = length_ * 4 * hidden_,
-                            .beta = 1});
+                            .beta = 1,
+                            .precision = precision_});
     }
     for_each_row(context.stream, records_, hidden_,
                  Step{gates, bias_input, bias_hidden, cells, output, hidden_, length_, t, packs});
@@ -292,7 +294,8 @@ void Lstm::run_input(const BackwardContext& context) const {
                             .a = gradient + (t + 1) * 4 * hidden_,
                             .b = context.weights[1],
                             .c = of_state,
-                            .leading_a = length_ * 4 * hidden_});
+                            .leading_a = length_ * 4 * hidden_,
+                            .precision = precision_});
     }
     for_each_row(context.stream, records_, hidden_,
                  StepBackward{gates, cells, dy, of_state, of_cell, gradient, hidden_, length_, t, packs});
@@ -303,7 +306,8 @@ void Lstm::run_input(const BackwardContext& context) const {
                         .inner = 4 * hidden_,
                         .a = gradient,
                         .b = context.weights[0],
-                        .c = context.input_gradient.data});
+                        .c = context.input_gradient.data,
+                        .precision = precision_});
 }
 
 void Lstm::run_weights(const BackwardContext& context) const {
@@ -316,7 +320,8 @@ void Lstm::run_weights(const BackwardContext& context) const {
                .a = gradient,
                .b = context.input.data,
                .c = context.gradients[0],
-               .beta = adds ? 1.0F : 0.0F};
+               .beta = adds ? 1.0F : 0.0F,
+               .precision = precision_};
   gemm(context.stream, product);
   float* const earlier = floats(context.workspace, earlier_);
   for_each_row(context.stream, rows(), hidden_,

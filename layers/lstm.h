@@ -30,6 +30,7 @@ class Lstm final : public Layer {
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
   void set_backward_split(BackwardSplit split) override { split_ = split; }
+  void set_precision(MatrixPrecision precision) override { precision_ = precision; }
 
  private:
   std::int64_t rows() const { return records_ * length_; }
@@ -39,6 +40,7 @@ class Lstm final : public Layer {
 
   std::int64_t in_, hidden_;
   BackwardSplit split_ = BackwardSplit::kJoined;
+  MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
   // Offsets in bytes: in the stash, and in the workspace.
   std::size_t gates_ = 0, cells_ = 0, gate_gradient_ = 0;
