@@ -84,6 +84,9 @@ void step(benchmark::State& state, const Case& c) {
   state.counters["sequential/s"] = records / sequential_seconds.median();
   state.counters["pipelined/s"] = records / pipelined_seconds.median();
   state.counters["speedup"] = speedup.median();
+  const auto minibatches = static_cast<double>(c.minibatches);
+  state.counters["sequential_s"] = sequential_seconds.median() / minibatches;
+  state.counters["pipelined_s"] = pipelined_seconds.median() / minibatches;
   state.SetLabel("samples/s, " + std::to_string(c.minibatches) + " mini-batches a pass, " + c.rule);
 }
 
@@ -96,6 +99,10 @@ BENCHMARK_CAPTURE(step, cnn, Case{"cnn", {}, 128, "adamw", 24})
     ->Iterations(3)
     ->Unit(benchmark::kMillisecond);
 BENCHMARK_CAPTURE(step, resnet20, Case{"resnet20", {.image = {32, 32, 3}}, 128, "sgdm", 8})
+    ->UseManualTime()
+    ->Iterations(3)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_CAPTURE(step, vgg16, Case{"vgg16", {.image = {32, 32, 3}}, 128, "sgdm", 4})
     ->UseManualTime()
     ->Iterations(3)
     ->Unit(benchmark::kMillisecond);

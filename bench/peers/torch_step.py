@@ -62,6 +62,61 @@ def mlp():
                          nn.Linear(1024, 10))
 
 
+class Block(nn.Module):
+    """GPT-2's, with causal self-attention written out: this is what nanoGPT does without a fused kernel."""
+
+    def __init__(self, features, heads, length):
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(features), nn.LayerNorm(features)
+        self.c_attn, self.c_proj = nn.Linear(features, 3 * features), nn.Linear(features, features)
+        self.mlp = nn.Sequential(nn.Linear(features, 4 * features), nn.GELU(), nn.Linear(4 * features, features))
+        self.register_buffer("hidden", torch.ones(length, length, dtype=torch.bool).triu(1))
+
+    def attend(self, x):
+        records, length, features = x.shape
+        shape = (records, length, self.heads, features // self.heads)
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.c_attn(x).split(features, dim=2))
+        scores = (q @ k.transpose(-2, -1)) * (features // self.heads) ** -0.5
+        y = functional.softmax(scores.masked_fill(self.hidden, float("-inf")), dim=-1) @ v
+        return self.c_proj(y.transpose(1, 2).reshape(records, length, features))
+
+    def forward(self, x):
+        x = x + self.attend(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Gpt(nn.Module):
+    def __init__(self, vocabulary=65, features=256, heads=8, layers=4, length=128):
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(vocabulary, features), nn.Embedding(length, features)
+        self.h = nn.Sequential(*(Block(features, heads, length) for _ in range(layers)))
+        self.ln_f, self.lm_head = nn.LayerNorm(features), nn.Linear(features, vocabulary, bias=False)
+
+    def forward(self, tokens):
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        return self.lm_head(self.ln_f(self.h(x))).flatten(0, 1)
+
+
+class Lstm(nn.Module):
+    def __init__(self, vocabulary=20000, features=512, layers=4):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, features)
+        self.lstm = nn.LSTM(features, features, layers, batch_first=True)
+        self.fc = nn.Linear(features, 2)
+
+    def forward(self, tokens):
+        return self.fc(self.lstm(self.embedding(tokens))[0][:, -1])
+
+
+def images(shape, layout):
+    return torch.randn(shape).to(memory_format=layout), torch.arange(shape[0]) % 10
+
+
+def tokens(records, length, vocabulary):
+    return (torch.arange(records * length) * 7919 % vocabulary).view(records, length)
+
+
 def adamw(parameters, foreach):
     return torch.optim.AdamW(parameters, lr=1e-4, foreach=foreach)
 
@@ -70,20 +125,23 @@ def sgdm(parameters, foreach):
     return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, foreach=foreach)
 
 
+# How to make the model and a batch of the layout, and its optimizer.
 MODELS = {
-    "mlp": (mlp, (RECORDS, 1, 28, 28), adamw),
-    "resnet20": (resnet20, (RECORDS, 3, 32, 32), sgdm),
-    "vgg16": (vgg16, (RECORDS, 3, 32, 32), sgdm),
+    "mlp": (mlp, lambda layout: images((RECORDS, 1, 28, 28), layout), adamw),
+    "resnet20": (resnet20, lambda layout: images((RECORDS, 3, 32, 32), layout), sgdm),
+    "vgg16": (vgg16, lambda layout: images((RECORDS, 3, 32, 32), layout), sgdm),
+    "gpt": (Gpt, lambda layout: (tokens(16, 128, 65), torch.arange(16 * 128) % 65), adamw),
+    "lstm": (Lstm, lambda layout: (tokens(32, 64, 20000), torch.arange(32) % 2), adamw),
 }
+CHANNELS_LAST = ("resnet20", "vgg16")
 
 
 def median_seconds(name, layout, foreach, precision, steps):
-    make, shape, rule = MODELS[name]
+    make, make_batch, rule = MODELS[name]
     torch.manual_seed(0)
     model = make().to(memory_format=layout)
     optimizer = rule(model.parameters(), foreach)
-    inputs = torch.randn(shape).to(memory_format=layout)
-    labels = torch.arange(shape[0]) % 10
+    inputs, labels = make_batch(layout)
     times = []
     for _ in range(steps + 2):  # two warm up
         begin = time.perf_counter()
@@ -100,15 +158,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--steps", type=int, default=10, help="measured, for each setting")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     layouts = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
     for name in options.models:
-        images = name != "mlp"
-        for layout, foreach, precision in itertools.product(layouts, (False, True), ("fp32", "bf16")):
-            if layout == "nhwc" and not images:
+        for layout, foreach, precision in itertools.product(layouts, (False, True), options.precisions):
+            if layout == "nhwc" and name not in CHANNELS_LAST:
                 continue
             setting = f"{precision} {layout} {'foreach' if foreach else 'for-loop'}"
             seconds = median_seconds(name, layouts[layout], foreach, precision, options.steps)
