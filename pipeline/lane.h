@@ -67,8 +67,11 @@ struct StageLane {
       output_consumed.emplace_back(options.next);
       input_gradient_consumed.emplace_back(options.previous);
     }
+    // On the host a copy is made by the thread that has filled its source: waking another one costs more.
+    const auto execution =
+        options.execution == HostExecution::kWorker ? HostExecution::kBorrowed : options.execution;
     const auto transfers = [&](const char* direction) {
-      return std::make_shared<Stream>(device, StreamOptions{1, options.execution, name + direction});
+      return std::make_shared<Stream>(device, StreamOptions{1, execution, name + direction});
     };
     streams.all = {options.compute, transfers("-act"), transfers("-grad")};
   }

@@ -71,8 +71,10 @@ class EventImpl {
 
 // How a host stream runs its work.
 enum class HostExecution {
-  kWorker,  // on a worker thread of its own: asynchronous, as on a device
-  kInline   // at once, in the caller: an oracle for tests ("one queue")
+  kWorker,    // on a worker thread of its own: asynchronous, as on a device
+  kBorrowed,  // on the thread that makes it ready: whoever submits it, or completes the event it waits for.
+              // For short tasks, which are not worth waking a thread
+  kInline  // at once, in the caller: an oracle for tests ("one queue")
 };
 
 struct StreamOptions {

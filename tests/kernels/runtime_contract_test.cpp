@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <future>
 #include <numeric>
 #include <stdexcept>
 #include <thread>
@@ -292,6 +293,96 @@ TEST(Runtime, AHostEventOnAnInlineStreamIsDoneAtOnce) {
   stream.record(event);
   EXPECT_EQ(value, 1);
   EXPECT_TRUE(event.done());
+}
+
+// Streams without a thread of their own.
+class BorrowedStreams : public testing::Test {
+ protected:
+  static Stream borrowed() { return Stream(Device::host(), {.execution = HostExecution::kBorrowed}); }
+  static Stream worker() { return Stream(Device::host()); }
+};
+
+TEST_F(BorrowedStreams, WhatIsReadyRunsInTheSubmitter) {
+  Stream stream = borrowed();
+  std::thread::id ran;
+  stream.submit([to = &ran] { *to = std::this_thread::get_id(); });
+  EXPECT_EQ(ran, std::this_thread::get_id());
+}
+
+TEST_F(BorrowedStreams, GoOnWhereTheirEventIsCompleted) {
+  std::promise<void> opened;
+  std::thread::id recorder, ran;
+  Event event(Device::host()), behind(Device::host());
+  Stream stream = borrowed(), other = worker();
+  other.submit([promise = &opened, to = &recorder] {
+    promise->get_future().wait();
+    *to = std::this_thread::get_id();
+  });
+  other.record(event);
+  stream.wait(event);
+  stream.submit([to = &ran] { *to = std::this_thread::get_id(); });
+  stream.record(behind);
+  EXPECT_FALSE(behind.done());
+  opened.set_value();
+  stream.synchronize();
+  EXPECT_EQ(ran, recorder);
+  EXPECT_TRUE(behind.done());
+}
+
+TEST_F(BorrowedStreams, KeepTheFirstErrorAndStillCompleteEvents) {
+  bool ran = false;
+  Event event(Device::host());
+  Stream stream = borrowed(), other = worker();
+  stream.submit([] { throw DataError("first"); });
+  stream.submit([to = &ran] { *to = true; });
+  stream.record(event);
+  other.wait(event);
+  other.synchronize();
+  EXPECT_FALSE(ran);
+  EXPECT_THROW(stream.synchronize(), DataError);
+}
+
+TEST_F(BorrowedStreams, AllThatAreParkedAtAnEventGoOn) {
+  std::promise<void> opened;
+  std::vector<int> values(5);
+  Event event(Device::host());
+  Stream other = worker();
+  other.submit([promise = &opened] { promise->get_future().wait(); });
+  other.record(event);
+  std::vector<Stream> streams;
+  for (int& value : values) {
+    streams.push_back(borrowed());
+    streams.back().wait(event);
+    streams.back().submit([to = &value] { ++*to; });
+  }
+  opened.set_value();
+  for (Stream& stream : streams) stream.synchronize();
+  EXPECT_EQ(values, std::vector<int>(5, 1));
+}
+
+// A ring of workers and borrowed streams hands one counter on: more tasks than a stream's queue holds, each
+// reading what the one before it wrote.
+TEST_F(BorrowedStreams, OrderWorkAmongThreads) {
+  constexpr int kStreams = 6, kRounds = 2000;
+  int counter = 0, mistakes = 0;
+  std::vector<Event> events;
+  std::vector<Stream> streams;
+  for (int i = 0; i < kStreams; ++i) {
+    streams.push_back(i % 2 == 0 ? worker() : borrowed());
+    events.emplace_back(Device::host());
+  }
+  for (int step = 0; step < kRounds * kStreams; ++step) {
+    const auto at = static_cast<std::size_t>(step % kStreams), before = (at + kStreams - 1) % kStreams;
+    streams[at].wait(events[before]);
+    streams[at].submit([count = &counter, wrong = &mistakes, step] {
+      if (*count != step) ++*wrong;
+      *count = step + 1;
+    });
+    streams[at].record(events[at]);
+  }
+  for (Stream& stream : streams) stream.synchronize();
+  EXPECT_EQ(mistakes, 0);
+  EXPECT_EQ(counter, kRounds * kStreams);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// Host streams: a worker thread that runs tasks from a bounded ring, in order. A failed task is kept, the
-// tasks after it are skipped (events still complete, so nobody hangs), and synchronize() rethrows it, as CUDA
-// does.
+// Host streams: tasks from a bounded ring, in order, on a worker thread or on borrowed ones. A failed task is
+// kept, the tasks after it are skipped (events still complete, so nobody hangs), and synchronize() rethrows
+// it, as CUDA does.
 #include <omp.h>
 #include <pthread.h>
 
@@ -20,8 +20,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+class HostEvent;
+
 class HostStream : public StreamImpl {
  public:
+  // The stream goes on when the event has completed the record of this generation.
+  virtual void wait_for(HostEvent& event, std::uint64_t generation) = 0;
   // Runs even after a failure: what other streams wait for.
   virtual void submit_always(const Task& task) = 0;
 
@@ -50,6 +54,7 @@ class WorkerStream final : public HostStream {
 
   void submit(const Task& task) override { push(task, false); }
   void submit_always(const Task& task) override { push(task, true); }
+  void wait_for(HostEvent& event, std::uint64_t generation) override;
 
   void synchronize() override {
     std::unique_lock lock(mutex_);
@@ -123,10 +128,88 @@ class WorkerStream final : public HostStream {
   std::thread worker_;
 };
 
+// Has no thread. The submitter runs the tasks until one has to wait; then the stream is parked at the event,
+// and whoever completes that goes on. At any time at most one thread runs it.
+class BorrowedStream final : public HostStream {
+ public:
+  BorrowedStream() : ring_(kRing) {}
+  ~BorrowedStream() override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return state_ == State::kIdle; });
+  }
+
+  void submit(const Task& task) override { push({task, false, nullptr, 0}); }
+  void submit_always(const Task& task) override { push({task, true, nullptr, 0}); }
+  void wait_for(HostEvent& event, std::uint64_t generation) override { push({{}, true, &event, generation}); }
+
+  void synchronize() override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return state_ == State::kIdle; });
+    rethrow(lock);
+  }
+  void throw_if_failed() override {
+    std::unique_lock lock(mutex_);
+    rethrow(lock);
+  }
+
+  // Called once for each time that it was parked.
+  void resume() {
+    {
+      const std::lock_guard lock(mutex_);
+      state_ = State::kRunning;
+      ++done_;
+    }
+    run();
+  }
+
+  // Of the list of streams that are parked at an event, which owns it.
+  BorrowedStream* next_parked = nullptr;
+  std::uint64_t parked_generation = 0;
+
+ private:
+  static constexpr std::size_t kRing = 512;  // tasks in flight; submit blocks beyond
+  enum class State { kIdle, kRunning, kParked };
+  struct Entry {
+    Task task;
+    bool always = false;
+    HostEvent* event = nullptr;  // to wait for, in place of a task
+    std::uint64_t generation = 0;
+  };
+
+  void push(const Entry& entry) {
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return submitted_ - done_ < kRing; });
+      ring_[submitted_++ % kRing] = entry;
+      if (state_ != State::kIdle) return;
+      state_ = State::kRunning;
+    }
+    run();
+  }
+
+  void run();
+
+  void rethrow(std::unique_lock<std::mutex>& lock) {
+    if (!error_) return;
+    const std::exception_ptr error = error_;
+    lock.unlock();
+    std::rethrow_exception(error);
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Entry> ring_;
+  std::uint64_t submitted_ = 0;
+  std::uint64_t done_ = 0;
+  State state_ = State::kIdle;
+  std::exception_ptr error_;
+};
+
 // Runs each task at once in the caller, with the same handling of errors.
 class InlineStream final : public HostStream {
  public:
   explicit InlineStream(const StreamOptions& options) : threads_(options.threads) {}
+  void wait_for(HostEvent& event, std::uint64_t generation) override;
   void submit(const Task& task) override {
     if (!error_) submit_always(task);
   }
@@ -162,12 +245,7 @@ class HostEvent final : public EventImpl {
       const std::lock_guard lock(mutex_);
       generation = ++recorded_;
     }
-    host(stream).submit_always([this, generation] {
-      const std::lock_guard lock(mutex_);
-      if (timing_ == EventTiming::kOn) time_ = Clock::now();
-      if (generation > completed_) completed_ = generation;
-      reached_.notify_all();  // under the lock: whoever sees the event done may destroy it
-    });
+    host(stream).submit_always([this, generation] { complete(generation); });
   }
 
   void make_wait(StreamImpl& stream) override {
@@ -177,7 +255,7 @@ class HostEvent final : public EventImpl {
       generation = recorded_;
       if (completed_ >= generation) return;
     }
-    host(stream).submit_always([this, generation] { wait_for(generation); });
+    host(stream).wait_for(*this, generation);
   }
 
   void synchronize() override {
@@ -203,29 +281,107 @@ class HostEvent final : public EventImpl {
     return std::chrono::duration<double, std::milli>(time_ - other.time_).count();
   }
 
- private:
-  static HostStream& host(StreamImpl& stream) {
-    auto* host_stream = dynamic_cast<HostStream*>(&stream);
-    if (!host_stream) throw std::logic_error("a host event was used on a stream of another backend");
-    return *host_stream;
-  }
   void wait_for(std::uint64_t generation) {
     std::unique_lock lock(mutex_);
     reached_.wait(lock, [&] { return completed_ >= generation; });
   }
 
+  // False where the record is complete already. Otherwise the stream is resumed when it is.
+  bool park(BorrowedStream& stream, std::uint64_t generation) {
+    const std::lock_guard lock(mutex_);
+    if (completed_ >= generation) return false;
+    stream.parked_generation = generation;
+    stream.next_parked = parked_;
+    parked_ = &stream;
+    return true;
+  }
+
+ private:
+  void complete(std::uint64_t generation) {
+    BorrowedStream* ready = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      if (timing_ == EventTiming::kOn) time_ = Clock::now();
+      if (generation > completed_) completed_ = generation;
+      ready = take_ready();
+      reached_.notify_all();  // under the lock: whoever sees the event done may destroy it
+    }
+    while (ready != nullptr) {
+      BorrowedStream& stream = *ready;
+      ready = stream.next_parked;  // before it goes on, and perhaps parks again
+      stream.resume();
+    }
+  }
+
+  // The parked streams that may go on, as a list of their own.
+  BorrowedStream* take_ready() {
+    BorrowedStream* ready = nullptr;
+    for (BorrowedStream** link = &parked_; *link != nullptr;) {
+      BorrowedStream* const stream = *link;
+      if (stream->parked_generation > completed_) {
+        link = &stream->next_parked;
+        continue;
+      }
+      *link = stream->next_parked;
+      stream->next_parked = ready;
+      ready = stream;
+    }
+    return ready;
+  }
+
+  static HostStream& host(StreamImpl& stream) {
+    auto* host_stream = dynamic_cast<HostStream*>(&stream);
+    if (!host_stream) throw std::logic_error("a host event was used on a stream of another backend");
+    return *host_stream;
+  }
   std::mutex mutex_;
   std::condition_variable reached_;
+  BorrowedStream* parked_ = nullptr;  // a list
   std::uint64_t recorded_ = 0;
   std::uint64_t completed_ = 0;
   EventTiming timing_;
   Clock::time_point time_;
 };
 
+void WorkerStream::wait_for(HostEvent& event, std::uint64_t generation) {
+  submit_always([&event, generation] { event.wait_for(generation); });
+}
+
+void InlineStream::wait_for(HostEvent& event, std::uint64_t generation) { event.wait_for(generation); }
+
+void BorrowedStream::run() {
+  std::unique_lock lock(mutex_);
+  while (done_ < submitted_) {
+    Entry& entry = ring_[done_ % kRing];
+    if (entry.event != nullptr) {
+      state_ = State::kParked;  // from here on it may be resumed, by another thread
+      lock.unlock();
+      if (entry.event->park(*this, entry.generation)) return;
+      lock.lock();
+      state_ = State::kRunning;
+    } else if (!error_ || entry.always) {
+      lock.unlock();
+      std::exception_ptr error;
+      try {
+        entry.task();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      lock.lock();
+      if (error && !error_) error_ = error;
+    }
+    ++done_;
+    changed_.notify_all();
+  }
+  state_ = State::kIdle;
+  changed_.notify_all();  // under the lock: whoever sees the stream idle may destroy it
+}
+
 }  // namespace
 
 std::unique_ptr<StreamImpl> make_host_stream(const StreamOptions& options) {
   if (options.execution == HostExecution::kInline) return std::make_unique<InlineStream>(options);
+  if (options.execution == HostExecution::kBorrowed) return std::make_unique<BorrowedStream>();
   return std::make_unique<WorkerStream>(options);
 }
 std::shared_ptr<EventImpl> make_host_event(EventTiming timing) { return std::make_shared<HostEvent>(timing); }
