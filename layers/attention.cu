@@ -1,3 +1,5 @@
+#include <omp.h>
+
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -20,6 +22,8 @@ constexpr std::int64_t kHostBlock = 64, kCudaBlock = 256;     // rows of a block
 constexpr std::int64_t kCudaScores = std::int64_t{32} << 20;  // elements of one workspace array, about
 
 using Totals = Lanes<float, kTileLanes>;
+
+enum class Direction { kForward, kBackward };
 
 // Columns that a block of rows computes: those up to its last row.
 PO_HD std::int64_t block_end(std::int64_t row, std::int64_t block, std::int64_t length) {
@@ -115,37 +119,20 @@ struct SoftmaxGradient {
 std::size_t bytes_of(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(float); }
 float* floats(std::byte* base, std::size_t offset) { return reinterpret_cast<float*>(base + offset); }
 
-}  // namespace
+// A matrix of a head is a part of a row-major array, and is addressed there: rows `stride` apart, heads
+// `step`, records `outer_step`.
+struct Part {
+  const float* at;
+  std::int64_t stride, step, outer_step;
+};
 
-// The products of the heads of a group of records. A matrix of a head is a part of a row-major array of all
-// records, and is addressed there.
-struct CausalSelfAttention::Scores {
-  std::int64_t records, heads, length, width, block;
-  MatrixPrecision precision;
+// All heads of some records at once, in the order of a stream.
+struct OnStream {
+  Stream& stream;
+  std::int64_t records, heads;
 
-  // A head's part of {N, T, stride} that starts at `at`, from row `row` on.
-  struct Part {
-    const float* at;
-    std::int64_t stride, step, outer_step;
-  };
-  Part part(const float* at, std::int64_t stride, std::int64_t row = 0) const {
-    return {at + row * stride, stride, width, length * stride};
-  }
-  // A head's scores, from row and column on.
-  Part square(const float* at, std::int64_t row, std::int64_t column) const {
-    return {at + row * length + column, length, length * length, heads * length * length};
-  }
-  Gemm product(const Part& a, const Part& b, const Part& c) const {
-    return {.a = a.at,
-            .b = b.at,
-            .c = const_cast<float*>(c.at),
-            .leading_a = a.stride,
-            .leading_b = b.stride,
-            .leading_c = c.stride,
-            .precision = precision};
-  }
-  void run(Stream& stream, const Gemm& gemm, const Part& a, const Part& b, const Part& c) const {
-    gemm_batched(stream, gemm,
+  void multiply(const Gemm& product, const Part& a, const Part& b, const Part& c) const {
+    gemm_batched(stream, product,
                  {.count = heads,
                   .step_a = a.step,
                   .step_b = b.step,
@@ -155,49 +142,165 @@ struct CausalSelfAttention::Scores {
                   .outer_step_b = b.outer_step,
                   .outer_step_c = c.outer_step});
   }
+  template <typename Body>
+  void rows(std::int64_t length, const Body& body) const {
+    for_each_row(stream, records * heads * length, length, body);
+  }
+};
+
+// One head of one record, in the calling thread.
+struct InThread {
+  static constexpr std::int64_t heads = 1;
+
+  void multiply(const Gemm& product, const Part&, const Part&, const Part&) const { gemm_here(product); }
+  template <typename Body>
+  void rows(std::int64_t length, const Body& body) const {
+    for (std::int64_t row = 0; row < length; ++row) body(row, HostTeam{});
+  }
+};
+
+// Products with matrices of scores, by blocks of rows.
+template <typename Runner>
+struct Scores {
+  const Runner& runner;
+  std::int64_t length, width, block;
+  MatrixPrecision precision;
+
+  // A head's part of {N, T, stride}, from a row on.
+  Part part(const float* at, std::int64_t stride, std::int64_t row = 0) const {
+    return {at + row * stride, stride, width, length * stride};
+  }
+  // A head's scores, from a row and a column on.
+  Part square(const float* at, std::int64_t row, std::int64_t column) const {
+    return {at + row * length + column, length, length * length, runner.heads * length * length};
+  }
+  void run(Gemm product, const Part& a, const Part& b, const Part& c) const {
+    product.a = a.at;
+    product.b = b.at;
+    product.c = const_cast<float*>(c.at);
+    product.leading_a = a.stride;
+    product.leading_b = b.stride;
+    product.leading_c = c.stride;
+    product.precision = precision;
+    runner.multiply(product, a, b, c);
+  }
 
   // s = scale a b^T, each a block of rows with the columns up to its end.
-  void of_rows(Stream& stream, const float* a, std::int64_t stride_a, const float* b, std::int64_t stride_b,
-               float* s, float scale) const {
+  void of_rows(const float* a, std::int64_t stride_a, const float* b, std::int64_t stride_b, float* s,
+               float scale) const {
     for (std::int64_t row = 0; row < length; row += block) {
-      const Part left = part(a, stride_a, row), right = part(b, stride_b), to = square(s, row, 0);
-      Gemm gemm = product(left, right, to);
-      gemm.transpose_b = Transpose::kYes;
-      gemm.rows = std::min(block, length - row);
-      gemm.columns = block_end(row, block, length);
-      gemm.inner = width;
-      gemm.alpha = scale;
-      run(stream, gemm, left, right, to);
+      run({.transpose_b = Transpose::kYes,
+           .rows = std::min(block, length - row),
+           .columns = block_end(row, block, length),
+           .inner = width,
+           .alpha = scale},
+          part(a, stride_a, row), part(b, stride_b), square(s, row, 0));
     }
   }
   // c = scale s b.
-  void times(Stream& stream, const float* s, const float* b, std::int64_t stride_b, float* c,
-             std::int64_t stride_c, float scale) const {
+  void times(const float* s, const float* b, std::int64_t stride_b, float* c, std::int64_t stride_c,
+             float scale) const {
     for (std::int64_t row = 0; row < length; row += block) {
-      const Part left = square(s, row, 0), right = part(b, stride_b), to = part(c, stride_c, row);
-      Gemm gemm = product(left, right, to);
-      gemm.rows = std::min(block, length - row);
-      gemm.columns = width;
-      gemm.inner = block_end(row, block, length);
-      gemm.alpha = scale;
-      run(stream, gemm, left, right, to);
+      run({.rows = std::min(block, length - row),
+           .columns = width,
+           .inner = block_end(row, block, length),
+           .alpha = scale},
+          square(s, row, 0), part(b, stride_b), part(c, stride_c, row));
     }
   }
   // c = scale s^T b: a block of columns of s has values from its first row on.
-  void transposed_times(Stream& stream, const float* s, const float* b, std::int64_t stride_b, float* c,
+  void transposed_times(const float* s, const float* b, std::int64_t stride_b, float* c,
                         std::int64_t stride_c, float scale) const {
     for (std::int64_t row = 0; row < length; row += block) {
-      const Part left = square(s, row, row), right = part(b, stride_b, row), to = part(c, stride_c, row);
-      Gemm gemm = product(left, right, to);
-      gemm.transpose_a = Transpose::kYes;
-      gemm.rows = std::min(block, length - row);
-      gemm.columns = width;
-      gemm.inner = length - row;
-      gemm.alpha = scale;
-      run(stream, gemm, left, right, to);
+      run({.transpose_a = Transpose::kYes,
+           .rows = std::min(block, length - row),
+           .columns = width,
+           .inner = length - row,
+           .alpha = scale},
+          square(s, row, row), part(b, stride_b, row), part(c, stride_c, row));
     }
   }
 };
+
+// Arrays at the first record and head that they are for.
+struct Heads {
+  std::int64_t features, length, width, block;
+  MatrixPrecision precision;
+  const float* qkv;                 // {N, T, 3 features}
+  float* normalizers;               // {N, heads, T}
+  float* mixed;                     // {N, T, features}: the heads' outputs
+  const float* mixed_gradient;      // likewise
+  float* qkv_gradient;              // as qkv
+  float *scores, *score_gradients;  // {N, heads, T, T}
+
+  float scale() const { return 1.0F / std::sqrt(static_cast<float>(width)); }
+  bool packs() const { return allow_tiles(length, scores, score_gradients) && block % 4 == 0; }
+
+  template <typename Runner>
+  void forward(const Runner& runner) const {
+    const Scores<Runner> all{runner, length, width, block, precision};
+    const std::int64_t stride = 3 * features;
+    all.of_rows(qkv, stride, qkv + features, stride, scores, scale());
+    runner.rows(length, Softmax{scores, normalizers, length, block, packs()});
+    all.times(scores, qkv + 2 * features, stride, mixed, features, 1);
+  }
+  template <typename Runner>
+  void backward(const Runner& runner) const {
+    const Scores<Runner> all{runner, length, width, block, precision};
+    const std::int64_t stride = 3 * features;
+    const float *const k = qkv + features, *const v = qkv + 2 * features;
+    all.of_rows(qkv, stride, k, stride, scores, scale());
+    all.of_rows(mixed_gradient, features, v, stride, score_gradients, 1);
+    runner.rows(length, SoftmaxGradient{scores, score_gradients, normalizers, length, block, packs()});
+    all.transposed_times(scores, mixed_gradient, features, qkv_gradient + 2 * features, stride, 1);
+    all.times(score_gradients, k, stride, qkv_gradient, stride, scale());
+    all.transposed_times(score_gradients, qkv, stride, qkv_gradient + features, stride, scale());
+  }
+  template <typename Runner>
+  void run(const Runner& runner, Direction direction) const {
+    direction == Direction::kForward ? forward(runner) : backward(runner);
+  }
+
+  // From `head` of `record` on, with its own scores.
+  Heads at(std::int64_t record, std::int64_t head, std::int64_t heads) const {
+    Heads moved = *this;
+    const std::int64_t row = record * length, first = head * width;
+    moved.qkv += row * 3 * features + first;
+    moved.qkv_gradient += row * 3 * features + first;
+    moved.mixed += row * features + first;
+    moved.mixed_gradient += row * features + first;
+    moved.normalizers += (record * heads + head) * length;
+    return moved;
+  }
+};
+
+// A host task for each head: its scores stay in the thread's cache, and threads meet once.
+struct HeadInThread {
+  Heads all;
+  std::int64_t heads;
+  Direction direction;
+
+  void operator()(std::int64_t index, const HostTeam&) const {
+    Heads own = all.at(index / heads, index % heads, heads);
+    const std::int64_t scratch = omp_get_thread_num() * own.length * own.length;
+    own.scores += scratch;
+    own.score_gradients += scratch;
+    own.run(InThread{}, direction);
+  }
+};
+
+// All heads of `records`: on CUDA in groups whose scores are in the workspace together.
+void run_heads(Stream& stream, const Heads& all, std::int64_t records, std::int64_t heads, std::int64_t group,
+               Direction direction) {
+  if (stream.device().backend == Backend::kHost) {
+    return host::for_each_row(stream, records * heads, HeadInThread{all, heads, direction});
+  }
+  for (std::int64_t record = 0; record < records; record += group) {
+    all.at(record, 0, heads).run(OnStream{stream, std::min(group, records - record), heads}, direction);
+  }
+}
+
+}  // namespace
 
 CausalSelfAttention::CausalSelfAttention(const AttentionOptions& options) : options_(options) {
   if (options.features < 1 || options.heads < 1 || options.features % options.heads != 0) {
@@ -232,16 +335,16 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
                      quarter = (length_ + kMostBlocks - 1) / kMostBlocks;
   block_ = std::max(least, (quarter + 15) / 16 * 16);
   const std::int64_t squares = options_.heads * length_ * length_;
-  group_ = cuda ? kCudaScores / squares : (threads + options_.heads - 1) / options_.heads;
-  group_ = std::clamp<std::int64_t>(group_, 1, records_);
+  group_ = std::clamp<std::int64_t>(kCudaScores / squares, 1, records_);
+  const std::int64_t scores = cuda ? group_ * squares : threads * length_ * length_;
 
   ArenaPlan stash, workspace;
   qkv_ = stash.reserve(bytes_of(rows() * 3 * f));
   normalizers_ = stash.reserve(bytes_of(rows() * options_.heads));
   heads_output_ = stash.reserve(bytes_of(rows() * f));
   qkv_gradient_ = (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(bytes_of(rows() * 3 * f));
-  probabilities_ = workspace.reserve(bytes_of(group_ * squares));
-  score_gradients_ = workspace.reserve(bytes_of(group_ * squares));
+  probabilities_ = workspace.reserve(bytes_of(scores));
+  score_gradients_ = workspace.reserve(bytes_of(scores));
   heads_gradient_ = workspace.reserve(bytes_of(rows() * f));
   sums_ = workspace.reserve(bias_gradient_workspace({rows(), 3 * f}));
 
@@ -261,15 +364,6 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   return plan;
 }
 
-CausalSelfAttention::Scores CausalSelfAttention::scores(std::int64_t first_record) const {
-  return {std::min(group_, records_ - first_record),
-          options_.heads,
-          length_,
-          head_features(),
-          block_,
-          precision_};
-}
-
 void CausalSelfAttention::forward(const ForwardContext& context) const {
   if (length_ == 0) throw std::logic_error(describe() + ": run before plan()");
   const std::int64_t f = options_.features;
@@ -283,7 +377,20 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
                         .c = qkv,
                         .precision = precision_});
   add_bias(context.stream, {rows(), 3 * f}, context.weights[1], qkv);
-  for (std::int64_t record = 0; record < records_; record += group_) attend(context, record);
+  run_heads(context.stream,
+            {.features = f,
+             .length = length_,
+             .width = f / options_.heads,
+             .block = block_,
+             .precision = precision_,
+             .qkv = qkv,
+             .normalizers = floats(context.stash, normalizers_),
+             .mixed = floats(context.stash, heads_output_),
+             .mixed_gradient = floats(context.stash, heads_output_),  // the gradients are not used
+             .qkv_gradient = qkv,
+             .scores = floats(context.workspace, probabilities_),
+             .score_gradients = floats(context.workspace, score_gradients_)},
+            records_, options_.heads, group_, Direction::kForward);
   gemm(context.stream, {.transpose_b = Transpose::kYes,
                         .rows = rows(),
                         .columns = f,
@@ -293,19 +400,6 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
                         .c = context.output.data,
                         .precision = precision_});
   add_bias(context.stream, {rows(), f}, context.weights[3], context.output.data);
-}
-
-void CausalSelfAttention::attend(const ForwardContext& context, std::int64_t first_record) const {
-  const std::int64_t f = options_.features, row = first_record * length_;
-  const Scores all = scores(first_record);
-  const float* const q = floats(context.stash, qkv_) + row * 3 * f;
-  float* const p = floats(context.workspace, probabilities_);
-  const float scale = 1.0F / std::sqrt(static_cast<float>(head_features()));
-  all.of_rows(context.stream, q, 3 * f, q + f, 3 * f, p, scale);
-  float* const normalizers = floats(context.stash, normalizers_) + row * options_.heads;
-  for_each_row(context.stream, all.records * options_.heads * length_, length_,
-               Softmax{p, normalizers, length_, block_, allow_tiles(length_, p) && block_ % 4 == 0});
-  all.times(context.stream, p, q + 2 * f, 3 * f, floats(context.stash, heads_output_) + row * f, f, 1);
 }
 
 float* CausalSelfAttention::qkv_gradient(const BackwardContext& context) const {
@@ -321,7 +415,20 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
                         .b = context.weights[2],
                         .c = floats(context.workspace, heads_gradient_),
                         .precision = precision_});
-  for (std::int64_t record = 0; record < records_; record += group_) attend_backward(context, record);
+  run_heads(context.stream,
+            {.features = f,
+             .length = length_,
+             .width = f / options_.heads,
+             .block = block_,
+             .precision = precision_,
+             .qkv = floats(context.stash, qkv_),
+             .normalizers = floats(context.stash, normalizers_),
+             .mixed = floats(context.stash, heads_output_),
+             .mixed_gradient = floats(context.workspace, heads_gradient_),
+             .qkv_gradient = qkv_gradient(context),
+             .scores = floats(context.workspace, probabilities_),
+             .score_gradients = floats(context.workspace, score_gradients_)},
+            records_, options_.heads, group_, Direction::kBackward);
   if (!context.input_gradient.data) return;
   gemm(context.stream, {.rows = rows(),
                         .columns = f,
@@ -330,27 +437,6 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
                         .b = context.weights[0],
                         .c = context.input_gradient.data,
                         .precision = precision_});
-}
-
-void CausalSelfAttention::attend_backward(const BackwardContext& context, std::int64_t first_record) const {
-  const std::int64_t f = options_.features, row = first_record * length_;
-  const Scores all = scores(first_record);
-  const float* const q = floats(context.stash, qkv_) + row * 3 * f;
-  const float *const k = q + f, *const v = q + 2 * f;
-  const float* const gradient = floats(context.workspace, heads_gradient_) + row * f;
-  float* const dq = qkv_gradient(context) + row * 3 * f;
-  float* const p = floats(context.workspace, probabilities_);
-  float* const ds = floats(context.workspace, score_gradients_);
-  const float scale = 1.0F / std::sqrt(static_cast<float>(head_features()));
-  all.of_rows(context.stream, q, 3 * f, k, 3 * f, p, scale);
-  all.of_rows(context.stream, gradient, f, v, 3 * f, ds, 1);
-  const float* const normalizers = floats(context.stash, normalizers_) + row * options_.heads;
-  for_each_row(
-      context.stream, all.records * options_.heads * length_, length_,
-      SoftmaxGradient{p, ds, normalizers, length_, block_, allow_tiles(length_, p, ds) && block_ % 4 == 0});
-  all.transposed_times(context.stream, p, gradient, f, dq + 2 * f, 3 * f, 1);
-  all.times(context.stream, ds, k, 3 * f, dq, 3 * f, scale);
-  all.transposed_times(context.stream, ds, q, 3 * f, dq + f, 3 * f, scale);
 }
 
 void CausalSelfAttention::run_weights(const BackwardContext& context) const {

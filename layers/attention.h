@@ -21,8 +21,9 @@ struct AttentionOptions {
 // features, features], c_attn.bias, c_proj.weight [features, features], c_proj.bias.
 //
 // Forward keeps q, k, v, the heads' outputs and one number a row of scores; backward makes the scores again,
-// so that no memory in flight grows with the square of T. Records are handled in groups whose scores fit a
-// cache (host) or a bounded workspace (CUDA), and rows in blocks that leave out most of what the mask hides.
+// so that no memory in flight grows with the square of T. Each thread of the host goes through one head after
+// the other, CUDA through groups of records whose scores fit a bounded workspace. Rows of scores are made in
+// blocks, which leave out most of what the mask hides.
 class CausalSelfAttention final : public Layer {
  public:
   // Throws std::invalid_argument unless both are positive and the heads divide the features.
@@ -39,21 +40,16 @@ class CausalSelfAttention final : public Layer {
   void set_precision(MatrixPrecision precision) override { precision_ = precision; }
 
  private:
-  struct Scores;
   std::int64_t rows() const { return records_ * length_; }
-  std::int64_t head_features() const { return options_.features / options_.heads; }
-  Scores scores(std::int64_t first_record) const;
   float* qkv_gradient(const BackwardContext& context) const;
-  void attend(const ForwardContext& context, std::int64_t first_record) const;
   void run_input(const BackwardContext& context) const;
-  void attend_backward(const BackwardContext& context, std::int64_t first_record) const;
   void run_weights(const BackwardContext& context) const;
 
   AttentionOptions options_;
   BackwardSplit split_ = BackwardSplit::kJoined;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
-  std::int64_t group_ = 1;                 // records whose scores are in the workspace together
+  std::int64_t group_ = 1;                 // CUDA: records whose scores are in the workspace together
   std::int64_t block_ = 1;                 // rows of scores that one product makes
   // Offsets in bytes: in the stash, and in the workspace.
   std::size_t qkv_ = 0, normalizers_ = 0, heads_output_ = 0, qkv_gradient_ = 0;

@@ -9,6 +9,7 @@ namespace pipeoptim::detail {
 
 // Leading extents are filled in, no extent is 0.
 void host_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch);
+void host_gemm_here(const Gemm& product);
 void cuda_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch);
 
 std::unique_ptr<LinearPlan> make_host_linear(int threads, const LinearSpec& spec);

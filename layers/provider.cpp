@@ -92,6 +92,11 @@ std::string describe(const ConvolutionSpec& spec) {
   return text;
 }
 
+void gemm_here(const Gemm& product) {
+  const Gemm filled = checked(product);
+  if (product.rows > 0 && product.columns > 0) detail::host_gemm_here(filled);
+}
+
 Shape convolution_output(const ConvolutionSpec& spec) {
   require(spec.input.rank() == 4 && spec.input.elements() > 0, spec, "the input must be {N, H, W, C}");
   require(spec.out_channels > 0, spec, "needs output channels");

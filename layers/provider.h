@@ -55,6 +55,8 @@ struct GemmBatch {
 // too small; without rows, columns or products they do nothing.
 void gemm(Stream& stream, const Gemm& product);
 void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch);
+// On the host, within a task of a stream: at once, in the calling thread.
+void gemm_here(const Gemm& product);
 
 // y = activation(x W^T + b): rows of `in` features to rows of `out`; W is [out, in], dense.
 struct LinearSpec {

@@ -28,6 +28,8 @@ void require_success(dnnl_status_t status) {
 
 }  // namespace
 
+void host_gemm_here(const Gemm& product) { require_success(multiply(product, {.count = 1}, 0)); }
+
 void host_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch) {
   const int threads = stream.threads();
   const std::int64_t count = batch.count * batch.outer;
