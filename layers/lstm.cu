@@ -11,11 +11,13 @@
 #include "layers/tiles.h"
 
 namespace pipeoptim {
-namespace {
+namespace lstm {  // named: nvcc takes constants of local bodies that only templates read for unused
 
 // One step of one record: gates from their sums, in place, then cell and output. Rows lie at the step in
 // arrays {N, T, .}.
 struct Step {
+  static constexpr bool kLongRows = true;  // a step has few: a block each
+
   float* gates;
   const float* bias_input;
   const float* bias_hidden;
@@ -70,6 +72,8 @@ struct Step {
 // The same step backwards: gradients of the gates' sums, from that of the output and from what step t + 1
 // handed back.
 struct StepBackward {
+  static constexpr bool kLongRows = true;
+
   const float* gates;
   const float* cells;
   const float* output_gradient;
@@ -86,44 +90,58 @@ struct StepBackward {
     const float* const gate = gates + row * 4 * hidden;
     const float* const cell = cells + row * hidden;
     float* const to = gate_gradient + row * 4 * hidden;
+    // Loads stand where their values are used: all at once would not fit a thread's registers.
     for_each_tile(team, hidden, packs, [&]<int kWidth>(std::int64_t c) {
-      const auto in = load_tile<kWidth>(gate + c), forget = load_tile<kWidth>(gate + hidden + c);
-      const auto fresh = load_tile<kWidth>(gate + 2 * hidden + c),
-                 out = load_tile<kWidth>(gate + 3 * hidden + c);
       const auto dy = load_tile<kWidth>(output_gradient + row * hidden + c);
-      const auto now = load_tile<kWidth>(cell + c);
-      Pack<kWidth> dh{}, dc{}, before{};
+      const auto now = load_tile<kWidth>(cell + c), out = load_tile<kWidth>(gate + 3 * hidden + c);
+      Pack<kWidth> dh{}, of_cell{}, result;
       if (!last) {
         const auto later_h = load_tile<kWidth>(state_gradient + record * hidden + c);
         const auto later_c = load_tile<kWidth>(cell_gradient + record * hidden + c);
         for (int v = 0; v < kWidth; ++v) {
           dh.value[v] = later_h.value[v];
-          dc.value[v] = later_c.value[v];
+          of_cell.value[v] = later_c.value[v];
         }
       }
+      for (int v = 0; v < kWidth; ++v) {
+        const float o = out.value[v], bent = tanh_of(now.value[v]), gradient = dh.value[v] + dy.value[v];
+        of_cell.value[v] = of_cell.value[v] + gradient * o * (1.0F - bent * bent);
+        result.value[v] = gradient * bent * o * (1.0F - o);
+      }
+      store_tile(to + 3 * hidden + c, result);
+
+      const auto in = load_tile<kWidth>(gate + c), fresh = load_tile<kWidth>(gate + 2 * hidden + c);
+      for (int v = 0; v < kWidth; ++v) {
+        const float i = in.value[v];
+        result.value[v] = of_cell.value[v] * fresh.value[v] * i * (1.0F - i);
+      }
+      store_tile(to + c, result);
+      for (int v = 0; v < kWidth; ++v) {
+        const float g = fresh.value[v];
+        result.value[v] = of_cell.value[v] * in.value[v] * (1.0F - g * g);
+      }
+      store_tile(to + 2 * hidden + c, result);
+
+      const auto forget = load_tile<kWidth>(gate + hidden + c);
+      Pack<kWidth> before{};
       if (t > 0) {
         const auto earlier = load_tile<kWidth>(cell - hidden + c);
         for (int v = 0; v < kWidth; ++v) before.value[v] = earlier.value[v];
       }
-      Pack<kWidth> of_in, of_forget, of_fresh, of_out;
       for (int v = 0; v < kWidth; ++v) {
-        const float i = in.value[v], f = forget.value[v], g = fresh.value[v], o = out.value[v];
-        const float bent = tanh_of(now.value[v]), gradient = dh.value[v] + dy.value[v];
-        const float of_cell = dc.value[v] + gradient * o * (1.0F - bent * bent);
-        of_in.value[v] = of_cell * g * i * (1.0F - i);
-        of_forget.value[v] = of_cell * before.value[v] * f * (1.0F - f);
-        of_fresh.value[v] = of_cell * i * (1.0F - g * g);
-        of_out.value[v] = gradient * bent * o * (1.0F - o);
-        dc.value[v] = of_cell * f;
+        const float f = forget.value[v];
+        result.value[v] = of_cell.value[v] * before.value[v] * f * (1.0F - f);
+        of_cell.value[v] *= f;
       }
-      store_tile(to + c, of_in);
-      store_tile(to + hidden + c, of_forget);
-      store_tile(to + 2 * hidden + c, of_fresh);
-      store_tile(to + 3 * hidden + c, of_out);
-      store_tile(cell_gradient + record * hidden + c, dc);
+      store_tile(to + hidden + c, result);
+      store_tile(cell_gradient + record * hidden + c, of_cell);
     });
   }
 };
+
+}  // namespace lstm
+
+namespace {
 
 constexpr std::int64_t kStrip = 16;
 
@@ -270,7 +288,7 @@ void Lstm::forward(const ForwardContext& context) const {
                             .precision = precision_});
     }
     for_each_row(context.stream, records_, hidden_,
-                 Step{gates, bias_input, bias_hidden, cells, output, hidden_, length_, t, packs});
+                 lstm::Step{gates, bias_input, bias_hidden, cells, output, hidden_, length_, t, packs});
   }
 }
 
@@ -297,8 +315,9 @@ void Lstm::run_input(const BackwardContext& context) const {
                             .leading_a = length_ * 4 * hidden_,
                             .precision = precision_});
     }
-    for_each_row(context.stream, records_, hidden_,
-                 StepBackward{gates, cells, dy, of_state, of_cell, gradient, hidden_, length_, t, packs});
+    for_each_row(
+        context.stream, records_, hidden_,
+        lstm::StepBackward{gates, cells, dy, of_state, of_cell, gradient, hidden_, length_, t, packs});
   }
   if (!context.input_gradient.data) return;
   gemm(context.stream, {.rows = rows(),
