@@ -133,8 +133,8 @@ struct EngineConfig {
   OptimizerConfig optimizer;
   int microbatches_per_update = 1;
   std::uint64_t seed = 0;
-  HostExecution execution = HostExecution::kWorker;  // kInline: the one-queue oracle
-  bool trace = false;                                // keep TraceSpans
+  HostExecution execution = HostExecution::kWorker;    // kInline: the one-queue oracle
+  bool trace = false;                                  // keep TraceSpans
   MatrixPrecision precision = MatrixPrecision::kFp32;  // of products and convolutions
   // CUDA: forwards and backwards of training as CUDA graphs, with the same results; but those of stages that
   // draw random numbers (dropout).

@@ -74,7 +74,7 @@ enum class HostExecution {
   kWorker,    // on a worker thread of its own: asynchronous, as on a device
   kBorrowed,  // on the thread that makes it ready: whoever submits it, or completes the event it waits for.
               // For short tasks, which are not worth waking a thread
-  kInline  // at once, in the caller: an oracle for tests ("one queue")
+  kInline     // at once, in the caller: an oracle for tests ("one queue")
 };
 
 struct StreamOptions {
