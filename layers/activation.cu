@@ -48,6 +48,10 @@ struct Gradient {
   PO_HD float operator()(float saved, float dy) const { return dy * Formula::slope(saved); }
 };
 
+struct Passed {
+  PO_HD float operator()(float y, float dy) const { return y > 0 ? dy : 0.0F; }
+};
+
 LayerPlan element_plan(const Shape& input, Needs needs, bool in_place) {
   LayerPlan plan;
   plan.output = input;
@@ -101,7 +105,7 @@ void GELU::backward_input(const BackwardContext& context) const {
 }
 
 void relu_gradient(Stream& stream, const ConstTensor& output, const float* output_gradient, float* gradient) {
-  for_each(stream, output.elements(), Map2<Gradient<ReluFormula>>{output.data, output_gradient, gradient});
+  for_each(stream, output.elements(), Map2<Passed>{output.data, output_gradient, gradient});
 }
 
 }  // namespace pipeoptim

@@ -11,7 +11,6 @@
 #include "layers/bias.h"
 #include "layers/functions.h"
 #include "layers/lanes.h"
-#include "layers/provider.h"
 #include "layers/tiles.h"
 
 namespace pipeoptim {
@@ -115,9 +114,6 @@ struct SoftmaxGradient {
     });
   }
 };
-
-std::size_t bytes_of(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(float); }
-float* floats(std::byte* base, std::size_t offset) { return reinterpret_cast<float*>(base + offset); }
 
 // A matrix of a head is a part of a row-major array, and is addressed there: rows `stride` apart, heads
 // `step`, records `outer_step`.
@@ -339,14 +335,20 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   const std::int64_t scores = cuda ? group_ * squares : threads * length_ * length_;
 
   ArenaPlan stash, workspace;
-  qkv_ = stash.reserve(bytes_of(rows() * 3 * f));
-  normalizers_ = stash.reserve(bytes_of(rows() * options_.heads));
-  heads_output_ = stash.reserve(bytes_of(rows() * f));
-  qkv_gradient_ = (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(bytes_of(rows() * 3 * f));
-  probabilities_ = workspace.reserve(bytes_of(scores));
-  score_gradients_ = workspace.reserve(bytes_of(scores));
-  heads_gradient_ = workspace.reserve(bytes_of(rows() * f));
-  sums_ = workspace.reserve(bias_gradient_workspace({rows(), 3 * f}));
+  qkv_ = stash.reserve(float_bytes(rows() * 3 * f));
+  normalizers_ = stash.reserve(float_bytes(rows() * options_.heads));
+  heads_output_ = stash.reserve(float_bytes(rows() * f));
+  qkv_gradient_ = (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(float_bytes(rows() * 3 * f));
+  probabilities_ = workspace.reserve(float_bytes(scores));
+  score_gradients_ = workspace.reserve(float_bytes(scores));
+  heads_gradient_ = workspace.reserve(float_bytes(rows() * f));
+  const auto linear = [&](std::int64_t out) {
+    return make_linear(device, threads,
+                       {.rows = rows(), .in = f, .out = out, .bias = Bias::kYes, .precision = precision_});
+  };
+  attend_ = linear(3 * f);
+  project_ = linear(f);
+  product_ = workspace.reserve(std::max(attend_->workspace_bytes(), project_->workspace_bytes()));
 
   LayerPlan plan;
   plan.output = input;
@@ -367,16 +369,12 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
 void CausalSelfAttention::forward(const ForwardContext& context) const {
   if (length_ == 0) throw std::logic_error(describe() + ": run before plan()");
   const std::int64_t f = options_.features;
-  float* const qkv = floats(context.stash, qkv_);
-  gemm(context.stream, {.transpose_b = Transpose::kYes,
-                        .rows = rows(),
-                        .columns = 3 * f,
-                        .inner = f,
-                        .a = context.input.data,
-                        .b = context.weights[0],
-                        .c = qkv,
-                        .precision = precision_});
-  add_bias(context.stream, {rows(), 3 * f}, context.weights[1], qkv);
+  float* const qkv = floats_at(context.stash, qkv_);
+  std::byte* const product = context.workspace + product_;
+  attend_->forward(
+      context.stream,
+      {.input = context.input.data, .weights = context.weights[0], .bias = context.weights[1], .output = qkv},
+      product);
   run_heads(context.stream,
             {.features = f,
              .length = length_,
@@ -384,84 +382,71 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
              .block = block_,
              .precision = precision_,
              .qkv = qkv,
-             .normalizers = floats(context.stash, normalizers_),
-             .mixed = floats(context.stash, heads_output_),
-             .mixed_gradient = floats(context.stash, heads_output_),  // the gradients are not used
+             .normalizers = floats_at(context.stash, normalizers_),
+             .mixed = floats_at(context.stash, heads_output_),
+             .mixed_gradient = floats_at(context.stash, heads_output_),  // the gradients are not used
              .qkv_gradient = qkv,
-             .scores = floats(context.workspace, probabilities_),
-             .score_gradients = floats(context.workspace, score_gradients_)},
+             .scores = floats_at(context.workspace, probabilities_),
+             .score_gradients = floats_at(context.workspace, score_gradients_)},
             records_, options_.heads, group_, Direction::kForward);
-  gemm(context.stream, {.transpose_b = Transpose::kYes,
-                        .rows = rows(),
-                        .columns = f,
-                        .inner = f,
-                        .a = floats(context.stash, heads_output_),
-                        .b = context.weights[2],
-                        .c = context.output.data,
-                        .precision = precision_});
-  add_bias(context.stream, {rows(), f}, context.weights[3], context.output.data);
+  project_->forward(context.stream,
+                    {.input = floats_at(context.stash, heads_output_),
+                     .weights = context.weights[2],
+                     .bias = context.weights[3],
+                     .output = context.output.data},
+                    product);
 }
 
 float* CausalSelfAttention::qkv_gradient(const BackwardContext& context) const {
-  return floats(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, qkv_gradient_);
+  return floats_at(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, qkv_gradient_);
 }
 
 void CausalSelfAttention::run_input(const BackwardContext& context) const {
   const std::int64_t f = options_.features;
-  gemm(context.stream, {.rows = rows(),
-                        .columns = f,
-                        .inner = f,
-                        .a = context.output_gradient.data,
-                        .b = context.weights[2],
-                        .c = floats(context.workspace, heads_gradient_),
-                        .precision = precision_});
+  std::byte* const product = context.workspace + product_;
+  project_->backward_input(context.stream,
+                           {.weights = context.weights[2],
+                            .output_gradient = context.output_gradient.data,
+                            .input_gradient = floats_at(context.workspace, heads_gradient_)},
+                           product);
   run_heads(context.stream,
             {.features = f,
              .length = length_,
              .width = f / options_.heads,
              .block = block_,
              .precision = precision_,
-             .qkv = floats(context.stash, qkv_),
-             .normalizers = floats(context.stash, normalizers_),
-             .mixed = floats(context.stash, heads_output_),
-             .mixed_gradient = floats(context.workspace, heads_gradient_),
+             .qkv = floats_at(context.stash, qkv_),
+             .normalizers = floats_at(context.stash, normalizers_),
+             .mixed = floats_at(context.stash, heads_output_),
+             .mixed_gradient = floats_at(context.workspace, heads_gradient_),
              .qkv_gradient = qkv_gradient(context),
-             .scores = floats(context.workspace, probabilities_),
-             .score_gradients = floats(context.workspace, score_gradients_)},
+             .scores = floats_at(context.workspace, probabilities_),
+             .score_gradients = floats_at(context.workspace, score_gradients_)},
             records_, options_.heads, group_, Direction::kBackward);
   if (!context.input_gradient.data) return;
-  gemm(context.stream, {.rows = rows(),
-                        .columns = f,
-                        .inner = 3 * f,
-                        .a = qkv_gradient(context),
-                        .b = context.weights[0],
-                        .c = context.input_gradient.data,
-                        .precision = precision_});
+  attend_->backward_input(context.stream,
+                          {.weights = context.weights[0],
+                           .output_gradient = qkv_gradient(context),
+                           .input_gradient = context.input_gradient.data},
+                          product);
 }
 
 void CausalSelfAttention::run_weights(const BackwardContext& context) const {
-  const std::int64_t f = options_.features;
-  const GradientMode mode = context.gradients.mode;
-  const float* const gradient = qkv_gradient(context);
-  Gemm product{.transpose_a = Transpose::kYes,
-               .rows = 3 * f,
-               .columns = f,
-               .inner = rows(),
-               .a = gradient,
-               .b = context.input.data,
-               .c = context.gradients[0],
-               .beta = mode == GradientMode::kAdd ? 1.0F : 0.0F,
-               .precision = precision_};
-  gemm(context.stream, product);
-  sum_bias_gradient(context.stream, {rows(), 3 * f}, gradient, context.gradients[1], mode,
-                    context.workspace + sums_);
-  product.rows = f;
-  product.a = context.output_gradient.data;
-  product.b = floats(context.stash, heads_output_);
-  product.c = context.gradients[2];
-  gemm(context.stream, product);
-  sum_bias_gradient(context.stream, {rows(), f}, context.output_gradient.data, context.gradients[3], mode,
-                    context.workspace + sums_);
+  std::byte* const product = context.workspace + product_;
+  attend_->backward_weights(context.stream,
+                            {.input = context.input.data,
+                             .output_gradient = qkv_gradient(context),
+                             .weight_gradient = context.gradients[0],
+                             .bias_gradient = context.gradients[1],
+                             .mode = context.gradients.mode},
+                            product);
+  project_->backward_weights(context.stream,
+                             {.input = floats_at(context.stash, heads_output_),
+                              .output_gradient = context.output_gradient.data,
+                              .weight_gradient = context.gradients[2],
+                              .bias_gradient = context.gradients[3],
+                              .mode = context.gradients.mode},
+                             product);
 }
 
 void CausalSelfAttention::backward(const BackwardContext& context) const {

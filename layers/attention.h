@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "layers/layer.h"
+#include "layers/provider.h"
 
 namespace pipeoptim {
 
@@ -53,7 +55,8 @@ class CausalSelfAttention final : public Layer {
   std::int64_t block_ = 1;                 // rows of scores that one product makes
   // Offsets in bytes: in the stash, and in the workspace.
   std::size_t qkv_ = 0, normalizers_ = 0, heads_output_ = 0, qkv_gradient_ = 0;
-  std::size_t probabilities_ = 0, score_gradients_ = 0, heads_gradient_ = 0, sums_ = 0;
+  std::size_t probabilities_ = 0, score_gradients_ = 0, heads_gradient_ = 0, product_ = 0;
+  std::unique_ptr<LinearPlan> attend_, project_;  // c_attn and c_proj
 };
 
 }  // namespace pipeoptim

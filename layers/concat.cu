@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "kernels/runtime/launch.h"
+#include "layers/accumulate.h"
 #include "layers/concat.h"
-#include "layers/elementwise.h"
 #include "layers/tiles.h"
 
 namespace pipeoptim {
@@ -35,12 +35,6 @@ void copy_channels(Stream& stream, std::int64_t rows, CopyChannels copy) {
                copy.from_channels % 4 == 0 && copy.to_channels % 4 == 0;
   for_each_row(stream, rows, copy.count, copy);
 }
-
-std::size_t bytes_of(const Shape& shape) {
-  return static_cast<std::size_t>(shape.elements()) * sizeof(float);
-}
-
-float* floats(std::byte* base, std::size_t offset) { return reinterpret_cast<float*>(base + offset); }
 
 }  // namespace
 
@@ -114,16 +108,16 @@ LayerPlan Concat::plan(Device device, int threads, const Shape& input) {
     channels += branch.plan.output.last();
     branch.stash = stash.reserve(branch.plan.stash_bytes);
     const bool kept = needs_output(branch.plan.needs);
-    branch.output = (kept ? stash : workspace).reserve(bytes_of(branch.plan.output));
-    branch.gradient = (split ? stash : workspace).reserve(bytes_of(branch.plan.output));
+    branch.output = (kept ? stash : workspace).reserve(float_bytes(branch.plan.output.elements()));
+    branch.gradient = (split ? stash : workspace).reserve(float_bytes(branch.plan.output.elements()));
     branch_workspace = std::max(branch_workspace, branch.plan.workspace_bytes);
     input_needed = input_needed || needs_input(branch.plan.needs);
     plan.random = plan.random || branch.plan.random;
     plan.forward_flops += branch.plan.forward_flops;
     plan.backward_flops += branch.plan.backward_flops;
-    plan.bytes += branch.plan.bytes + 4.0 * static_cast<double>(bytes_of(branch.plan.output));
+    plan.bytes += branch.plan.bytes + 4.0 * static_cast<double>(float_bytes(branch.plan.output.elements()));
   }
-  input_gradient_ = workspace.reserve(bytes_of(input));
+  input_gradient_ = workspace.reserve(float_bytes(input.elements()));
   branch_workspace_ = workspace.reserve(branch_workspace);
   plan.output = branches_.front().plan.output;
   plan.output[plan.output.rank() - 1] = channels;
@@ -141,7 +135,7 @@ void Concat::forward(const ForwardContext& context) const {
     inner.weights = {context.weights.pointers.subspan(branch.first_parameter, branch.parameters)};
     inner.states = context.states.subspan(branch.first_state, branch.states);
     const bool kept = needs_output(branch.plan.needs);
-    inner.output = {floats(kept ? context.stash : context.workspace, branch.output), branch.plan.output};
+    inner.output = {floats_at(kept ? context.stash : context.workspace, branch.output), branch.plan.output};
     inner.stash = context.stash + branch.stash;
     inner.workspace = context.workspace + branch_workspace_;
     inner.random.layer += branch.random_layer;
@@ -160,14 +154,15 @@ void Concat::run_backward(const BackwardContext& context, Half half) const {
     const bool first = &branch == branches_.data();
     const std::int64_t own = branch.plan.output.last();
     float* gradient =
-        floats(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, branch.gradient);
+        floats_at(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, branch.gradient);
     float* const input_gradient =
-        first ? context.input_gradient.data : floats(context.workspace, input_gradient_);
+        first ? context.input_gradient.data : floats_at(context.workspace, input_gradient_);
     BackwardContext inner = context;
     inner.weights = {context.weights.pointers.subspan(branch.first_parameter, branch.parameters)};
     inner.gradients.pointers = context.gradients.pointers.subspan(branch.first_parameter, branch.parameters);
-    inner.output = ConstTensor(
-        needs_output(branch.plan.needs) ? floats(context.stash, branch.output) : nullptr, branch.plan.output);
+    inner.output =
+        ConstTensor(needs_output(branch.plan.needs) ? floats_at(context.stash, branch.output) : nullptr,
+                    branch.plan.output);
     inner.output_gradient = ConstTensor(gradient, branch.plan.output);
     inner.input_gradient.data = context.input_gradient.data ? input_gradient : nullptr;
     inner.stash = context.stash + branch.stash;
@@ -181,8 +176,8 @@ void Concat::run_backward(const BackwardContext& context, Half half) const {
     if (half == Half::kInput) branch.layers->backward_input(inner);
     if (half == Half::kWeights) branch.layers->backward_weights(inner);
     if (first_half && !first && context.input_gradient.data) {
-      for_each(context.stream, context.input_gradient.elements(),
-               Map2<Sum>{input_gradient, context.input_gradient.data, context.input_gradient.data});
+      accumulate(context.stream, context.input_gradient.elements(), input_gradient,
+                 context.input_gradient.data);
     }
   }
 }

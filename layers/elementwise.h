@@ -51,8 +51,4 @@ struct Map2 {
   bool packs() const { return allow_packs(a, b, y); }
 };
 
-struct Sum {
-  PO_HD float operator()(float a, float b) const { return a + b; }
-};
-
 }  // namespace pipeoptim

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -143,24 +144,6 @@ struct StepBackward {
 
 namespace {
 
-constexpr std::int64_t kStrip = 16;
-
-// Columns of a row-major matrix to rows of its transpose, a strip of columns at a time: whole cache lines
-// both ways.
-struct Transposed {
-  const float* from;
-  float* to;
-  std::int64_t rows, columns;
-
-  template <typename Team>
-  PO_HD void operator()(std::int64_t strip, const Team& team) const {
-    const std::int64_t begin = strip * kStrip, end = begin + kStrip < columns ? begin + kStrip : columns;
-    for (std::int64_t row = team.rank(); row < rows; row += team.size()) {
-      for (std::int64_t c = begin; c < end; ++c) to[c * rows + row] = from[row * columns + c];
-    }
-  }
-};
-
 // The outputs one step earlier: what weight_hh saw at each step.
 struct Shift {
   const float* output;
@@ -193,9 +176,6 @@ struct BothBiases {
   }
 };
 
-std::size_t bytes_of(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(float); }
-float* floats(std::byte* base, std::size_t offset) { return reinterpret_cast<float*>(base + offset); }
-
 }  // namespace
 
 Lstm::Lstm(std::int64_t in, std::int64_t hidden) : in_(in), hidden_(hidden) {
@@ -215,7 +195,7 @@ std::vector<Parameter> Lstm::parameters() const {
           {.name = "bias_hh_l0", .shape = {4 * hidden_}, .initializer = uniform, .decay = Decay::kNo}};
 }
 
-LayerPlan Lstm::plan(Device device, int, const Shape& input) {
+LayerPlan Lstm::plan(Device device, int threads, const Shape& input) {
   if (input.rank() != 3 || input.last() != in_ || input.elements() < 1) {
     throw std::invalid_argument(describe() + ": the input must be NxTx" + std::to_string(in_) + ", got " +
                                 input.to_string());
@@ -223,19 +203,26 @@ LayerPlan Lstm::plan(Device device, int, const Shape& input) {
   records_ = input[0];
   length_ = input[1];
   ArenaPlan stash, workspace;
-  gates_ = stash.reserve(bytes_of(rows() * 4 * hidden_));
-  cells_ = stash.reserve(bytes_of(rows() * hidden_));
+  gates_ = stash.reserve(float_bytes(rows() * 4 * hidden_));
+  cells_ = stash.reserve(float_bytes(rows() * hidden_));
   gate_gradient_ =
-      (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(bytes_of(rows() * 4 * hidden_));
-  // oneDNN multiplies few rows with a transposed matrix at two thirds of its speed (32 x 512 by 512 x 2048):
-  // over several steps a transpose pays.
-  transposes_ = device.backend == Backend::kHost && length_ >= 8;
-  transposed_ = workspace.reserve(transposes_ ? bytes_of(4 * hidden_ * hidden_) : 0);
-  state_gradient_ = workspace.reserve(bytes_of(records_ * hidden_));
-  cell_gradient_ = workspace.reserve(bytes_of(records_ * hidden_));
-  earlier_ = workspace.reserve(bytes_of(rows() * hidden_));
+      (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(float_bytes(rows() * 4 * hidden_));
+  state_gradient_ = workspace.reserve(float_bytes(records_ * hidden_));
+  cell_gradient_ = workspace.reserve(float_bytes(records_ * hidden_));
+  earlier_ = workspace.reserve(float_bytes(rows() * hidden_));
   sums_ = workspace.reserve(bias_gradient_workspace({rows(), 4 * hidden_}));
-  bias_gradient_ = workspace.reserve(bytes_of(4 * hidden_));
+  bias_gradient_ = workspace.reserve(float_bytes(4 * hidden_));
+  of_input_ =
+      make_linear(device, threads, {.rows = rows(), .in = in_, .out = 4 * hidden_, .precision = precision_});
+  of_state_ = make_linear(device, threads,
+                          {.rows = records_,
+                           .in = hidden_,
+                           .out = 4 * hidden_,
+                           .output = GradientMode::kAdd,
+                           .input_step = length_ * hidden_,
+                           .output_step = length_ * 4 * hidden_,
+                           .precision = precision_});
+  product_ = workspace.reserve(std::max(of_input_->workspace_bytes(), of_state_->workspace_bytes()));
 
   LayerPlan plan;
   plan.output = {records_, length_, hidden_};
@@ -253,39 +240,21 @@ LayerPlan Lstm::plan(Device device, int, const Shape& input) {
 
 void Lstm::forward(const ForwardContext& context) const {
   if (length_ == 0) throw std::logic_error(describe() + ": run before plan()");
-  float* const gates = floats(context.stash, gates_);
-  float* const cells = floats(context.stash, cells_);
+  float* const gates = floats_at(context.stash, gates_);
+  float* const cells = floats_at(context.stash, cells_);
   float* const output = context.output.data;
-  gemm(context.stream, {.transpose_b = Transpose::kYes,
-                        .rows = rows(),
-                        .columns = 4 * hidden_,
-                        .inner = in_,
-                        .a = context.input.data,
-                        .b = context.weights[0],
-                        .c = gates,
-                        .precision = precision_});
+  std::byte* const product = context.workspace + product_;
+  of_input_->forward(context.stream,
+                     {.input = context.input.data, .weights = context.weights[0], .output = gates}, product);
   const float *bias_input = context.weights[2], *bias_hidden = context.weights[3];
   const bool packs = allow_tiles(hidden_, gates, bias_input, bias_hidden, cells, output);
-  const float* recurrent = context.weights[1];
-  if (transposes_) {
-    float* const to = floats(context.workspace, transposed_);
-    for_each_row(context.stream, (hidden_ + kStrip - 1) / kStrip, 4 * hidden_,
-                 Transposed{recurrent, to, 4 * hidden_, hidden_});
-    recurrent = to;
-  }
   for (std::int64_t t = 0; t < length_; ++t) {
     if (t > 0) {
-      gemm(context.stream, {.transpose_b = transposes_ ? Transpose::kNo : Transpose::kYes,
-                            .rows = records_,
-                            .columns = 4 * hidden_,
-                            .inner = hidden_,
-                            .a = output + (t - 1) * hidden_,
-                            .b = recurrent,
-                            .c = gates + t * 4 * hidden_,
-                            .leading_a = length_ * hidden_,
-                            .leading_c = length_ * 4 * hidden_,
-                            .beta = 1,
-                            .precision = precision_});
+      of_state_->forward(context.stream,
+                         {.input = output + (t - 1) * hidden_,
+                          .weights = context.weights[1],
+                          .output = gates + t * 4 * hidden_},
+                         product);
     }
     for_each_row(context.stream, records_, hidden_,
                  lstm::Step{gates, bias_input, bias_hidden, cells, output, hidden_, length_, t, packs});
@@ -293,16 +262,16 @@ void Lstm::forward(const ForwardContext& context) const {
 }
 
 float* Lstm::gate_gradient(const BackwardContext& context) const {
-  return floats(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, gate_gradient_);
+  return floats_at(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, gate_gradient_);
 }
 
 void Lstm::run_input(const BackwardContext& context) const {
-  const float* const gates = floats(context.stash, gates_);
-  const float* const cells = floats(context.stash, cells_);
+  const float* const gates = floats_at(context.stash, gates_);
+  const float* const cells = floats_at(context.stash, cells_);
   const float* const dy = context.output_gradient.data;
   float* const gradient = gate_gradient(context);
-  float* const of_state = floats(context.workspace, state_gradient_);
-  float* const of_cell = floats(context.workspace, cell_gradient_);
+  float* const of_state = floats_at(context.workspace, state_gradient_);
+  float* const of_cell = floats_at(context.workspace, cell_gradient_);
   const bool packs = allow_tiles(hidden_, gates, cells, dy, gradient, of_state, of_cell);
   for (std::int64_t t = length_ - 1; t >= 0; --t) {
     if (t + 1 < length_) {
@@ -320,37 +289,36 @@ void Lstm::run_input(const BackwardContext& context) const {
         lstm::StepBackward{gates, cells, dy, of_state, of_cell, gradient, hidden_, length_, t, packs});
   }
   if (!context.input_gradient.data) return;
-  gemm(context.stream, {.rows = rows(),
-                        .columns = in_,
-                        .inner = 4 * hidden_,
-                        .a = gradient,
-                        .b = context.weights[0],
-                        .c = context.input_gradient.data,
-                        .precision = precision_});
+  of_input_->backward_input(context.stream,
+                            {.weights = context.weights[0],
+                             .output_gradient = gradient,
+                             .input_gradient = context.input_gradient.data},
+                            context.workspace + product_);
 }
 
 void Lstm::run_weights(const BackwardContext& context) const {
   const float* const gradient = gate_gradient(context);
   const bool adds = context.gradients.mode == GradientMode::kAdd;
-  Gemm product{.transpose_a = Transpose::kYes,
-               .rows = 4 * hidden_,
-               .columns = in_,
-               .inner = rows(),
-               .a = gradient,
-               .b = context.input.data,
-               .c = context.gradients[0],
-               .beta = adds ? 1.0F : 0.0F,
-               .precision = precision_};
-  gemm(context.stream, product);
-  float* const earlier = floats(context.workspace, earlier_);
+  of_input_->backward_weights(context.stream,
+                              {.input = context.input.data,
+                               .output_gradient = gradient,
+                               .weight_gradient = context.gradients[0],
+                               .mode = context.gradients.mode},
+                              context.workspace + product_);
+  float* const earlier = floats_at(context.workspace, earlier_);
   for_each_row(context.stream, rows(), hidden_,
                Shift{context.output.data, earlier, hidden_, length_,
                      allow_tiles(hidden_, context.output.data, earlier)});
-  product.columns = hidden_;
-  product.b = earlier;
-  product.c = context.gradients[1];
-  gemm(context.stream, product);
-  float* const sum = floats(context.workspace, bias_gradient_);
+  gemm(context.stream, {.transpose_a = Transpose::kYes,
+                        .rows = 4 * hidden_,
+                        .columns = hidden_,
+                        .inner = rows(),
+                        .a = gradient,
+                        .b = earlier,
+                        .c = context.gradients[1],
+                        .beta = adds ? 1.0F : 0.0F,
+                        .precision = precision_});
+  float* const sum = floats_at(context.workspace, bias_gradient_);
   sum_bias_gradient(context.stream, {rows(), 4 * hidden_}, gradient, sum, GradientMode::kStore,
                     context.workspace + sums_);
   for_each(context.stream, 4 * hidden_, BothBiases{sum, context.gradients[2], context.gradients[3], adds});

@@ -3,6 +3,8 @@
 #include <utility>
 
 #include "kernels/runtime/launch.h"
+#include "layers/accumulate.h"
+#include "layers/activation.h"
 #include "layers/elementwise.h"
 #include "layers/residual.h"
 
@@ -16,16 +18,6 @@ struct ActivatedSum {
     return relu && sum < 0 ? 0 : sum;
   }
 };
-
-struct ReluGradient {
-  PO_HD float operator()(float y, float dy) const { return y > 0 ? dy : 0.0F; }
-};
-
-std::size_t bytes_of(const Shape& shape) {
-  return static_cast<std::size_t>(shape.elements()) * sizeof(float);
-}
-
-float* floats(std::byte* base, std::size_t offset) { return reinterpret_cast<float*>(base + offset); }
 
 }  // namespace
 
@@ -78,7 +70,7 @@ LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
                                 input.to_string() + ", the shortcut " + shortcut_plan_.output.to_string());
   }
   const bool relu = activation_ == FinalActivation::kRelu;
-  const std::size_t output_bytes = bytes_of(body_plan_.output);
+  const std::size_t output_bytes = float_bytes(body_plan_.output.elements());
   ArenaPlan stash;
   ArenaPlan workspace;
   stash.reserve(body_plan_.stash_bytes);
@@ -89,7 +81,7 @@ LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
   shortcut_output_ = (shortcut_output_kept_ ? stash : workspace).reserve(shortcut_ ? output_bytes : 0);
   gradient_in_stash_ = relu && split_ == BackwardSplit::kSplit;
   sum_gradient_ = (gradient_in_stash_ ? stash : workspace).reserve(relu ? output_bytes : 0);
-  branch_gradient_ = workspace.reserve(shortcut_ ? bytes_of(input) : 0);
+  branch_gradient_ = workspace.reserve(shortcut_ ? float_bytes(input.elements()) : 0);
   branch_workspace_ = workspace.reserve(std::max(body_plan_.workspace_bytes, shortcut_plan_.workspace_bytes));
 
   LayerPlan plan;
@@ -111,7 +103,7 @@ void Residual::forward(const ForwardContext& context) const {
   branch.workspace = context.workspace + branch_workspace_;
   branch.weights = {context.weights.pointers.first(body_parameters_)};
   branch.states = context.states.first(body_states_);
-  float* const body = body_output_kept_ ? floats(context.stash, body_output_) : context.output.data;
+  float* const body = body_output_kept_ ? floats_at(context.stash, body_output_) : context.output.data;
   branch.output = {body, body_plan_.output};
   body_.forward(branch);
   const float* other = context.input.data;
@@ -119,7 +111,7 @@ void Residual::forward(const ForwardContext& context) const {
     branch.weights = {context.weights.pointers.subspan(body_parameters_)};
     branch.states = context.states.subspan(body_states_);
     branch.stash = context.stash + shortcut_stash_;
-    branch.output = {floats(shortcut_output_kept_ ? context.stash : context.workspace, shortcut_output_),
+    branch.output = {floats_at(shortcut_output_kept_ ? context.stash : context.workspace, shortcut_output_),
                      body_plan_.output};
     branch.random.layer += static_cast<std::uint64_t>(body_.random_layers());
     shortcut_->forward(branch);
@@ -139,33 +131,31 @@ void Residual::run_backward(const BackwardContext& context, Half half) const {
   BackwardContext branch = context;
   branch.workspace = context.workspace + branch_workspace_;
   if (activation_ == FinalActivation::kRelu) {
-    float* gradient = floats(gradient_in_stash_ ? context.stash : context.workspace, sum_gradient_);
+    float* gradient = floats_at(gradient_in_stash_ ? context.stash : context.workspace, sum_gradient_);
     if (first_half) {
-      for_each(context.stream, context.output_gradient.elements(),
-               Map2<ReluGradient>{context.output.data, context.output_gradient.data, gradient});
+      relu_gradient(context.stream, context.output, context.output_gradient.data, gradient);
     }
     branch.output_gradient = ConstTensor(gradient, context.output_gradient.shape);
   }
   branch.weights = {context.weights.pointers.first(body_parameters_)};
   branch.gradients.pointers = context.gradients.pointers.first(body_parameters_);
-  branch.output.data = body_output_kept_ ? floats(context.stash, body_output_) : nullptr;
+  branch.output.data = body_output_kept_ ? floats_at(context.stash, body_output_) : nullptr;
   run(body_, branch);
 
   const float* other = branch.output_gradient.data;
   if (shortcut_) {
     branch.weights = {context.weights.pointers.subspan(body_parameters_)};
     branch.gradients.pointers = context.gradients.pointers.subspan(body_parameters_);
-    branch.output.data = shortcut_output_kept_ ? floats(context.stash, shortcut_output_) : nullptr;
+    branch.output.data = shortcut_output_kept_ ? floats_at(context.stash, shortcut_output_) : nullptr;
     branch.stash = context.stash + shortcut_stash_;
     branch.random.layer += static_cast<std::uint64_t>(body_.random_layers());
-    float* gradient = floats(context.workspace, branch_gradient_);
+    float* gradient = floats_at(context.workspace, branch_gradient_);
     branch.input_gradient.data = context.input_gradient.data ? gradient : nullptr;
     run(*shortcut_, branch);
     other = gradient;
   }
   if (!first_half || !context.input_gradient.data) return;
-  for_each(context.stream, context.input_gradient.elements(),
-           Map2<Sum>{context.input_gradient.data, other, context.input_gradient.data});
+  accumulate(context.stream, context.input_gradient.elements(), other, context.input_gradient.data);
 }
 
 void Residual::backward(const BackwardContext& context) const {

@@ -17,8 +17,7 @@ namespace pipeoptim {
 class GraphCache {
  public:
   struct Key {
-    enum class Work { kForward, kBackward, kBackwardInput, kBackwardWeights };
-    Work work = Work::kForward;
+    std::optional<Stage::Part> backward = {};  // none: the forward
     int slot = 0;
     WeightSource source = WeightSource::kLive;
     int version_slot = -1;

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -192,18 +193,12 @@ class PassRunner {
     return pass;
   }
 
-  static GraphCache::Key::Work work_of(Stage::Part part) {
-    if (part == Stage::Part::kInput) return GraphCache::Key::Work::kBackwardInput;
-    if (part == Stage::Part::kWeights) return GraphCache::Key::Work::kBackwardWeights;
-    return GraphCache::Key::Work::kBackward;
-  }
-
   // The stage's layers, as a graph where that is asked for and possible.
   template <typename Issue>
-  void run_layers(int k, GraphCache::Key::Work work, const Stage::Pass& pass, const Issue& issue) {
+  void run_layers(int k, std::optional<Stage::Part> backward, const Stage::Pass& pass, const Issue& issue) {
     if (!core_.config.cuda_graph || mode_ != Mode::kTraining || !stage(k).repeats()) return issue();
     lane(k).graphs.run(lane(k).streams[kCompute],
-                       {.work = work,
+                       {.backward = backward,
                         .slot = pass.slot,
                         .source = pass.source,
                         .version_slot = pass.version_slot,
@@ -221,7 +216,7 @@ class PassRunner {
     stream.wait(here.output_consumed[slot]);
     recorder_.begin_span(k, kCompute, instruction);
     const Stage::Pass pass = stage_pass(k, instruction);
-    run_layers(k, GraphCache::Key::Work::kForward, pass, [&] { stage(k).forward(stream, pass); });
+    run_layers(k, std::nullopt, pass, [&] { stage(k).forward(stream, pass); });
     if (mode_ == Mode::kEvaluation && last(k)) run_loss(k, instruction);
     recorder_.end_span(k, kCompute);
     recorder_.note_pass(k, instruction, 'F');
@@ -241,7 +236,7 @@ class PassRunner {
     recorder_.begin_span(k, kCompute, instruction);
     if (makes_input_gradient && last(k)) run_loss(k, instruction);
     const Stage::Pass pass = stage_pass(k, instruction);
-    run_layers(k, work_of(part), pass, [&] { stage(k).backward(stream, pass, part); });
+    run_layers(k, part, pass, [&] { stage(k).backward(stream, pass, part); });
     recorder_.end_span(k, kCompute);
     if (makes_input_gradient) recorder_.note_pass(k, instruction, 'B');
     if (makes_input_gradient) stream.record(here.input_gradient_ready[slot]);

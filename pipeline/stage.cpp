@@ -29,8 +29,6 @@ void multiply(Stream& stream, const MatrixProduct& product) {
                 .beta = product.beta});
 }
 
-std::size_t float_bytes(std::int64_t elements) { return static_cast<std::size_t>(elements) * sizeof(float); }
-
 }  // namespace
 
 Stage::Stage(StageOptions options, std::vector<NamedLayer> layers) : options_(std::move(options)) {

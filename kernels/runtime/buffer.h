@@ -72,6 +72,12 @@ class Buffer {
 void copy_to_host(void* to, const void* from, std::size_t bytes, Device device);
 void copy_from_host(void* to, const void* from, std::size_t bytes, Device device);
 
+// Sizes and places of fp32 values in an arena.
+inline std::size_t float_bytes(std::int64_t count) { return static_cast<std::size_t>(count) * sizeof(float); }
+inline float* floats_at(std::byte* arena, std::size_t offset) {
+  return reinterpret_cast<float*>(arena + offset);
+}
+
 // Lays pieces out one after the other, each aligned; first plan (reserve), then allocate once.
 class ArenaPlan {
  public:

@@ -38,7 +38,47 @@ class HostStream : public StreamImpl {
   void* native() override { return nullptr; }
 };
 
-class WorkerStream final : public HostStream {
+// A stream that keeps its tasks until they have run, and the first error of them.
+class QueuedStream : public HostStream {
+ public:
+  void throw_if_failed() override {
+    std::unique_lock lock(mutex_);
+    rethrow(lock);
+  }
+
+ protected:
+  static constexpr std::size_t kRing = 512;  // tasks in flight; submit blocks beyond
+
+  bool full() const { return submitted_ - done_ == kRing; }
+  // Runs a task without the lock, unless one before it has failed.
+  void run(std::unique_lock<std::mutex>& lock, Task& task, bool always) {
+    if (error_ && !always) return;
+    lock.unlock();
+    std::exception_ptr error;
+    try {
+      task();
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    if (error && !error_) error_ = error;
+  }
+  void rethrow(std::unique_lock<std::mutex>& lock) {
+    if (!error_) return;
+    const std::exception_ptr error = error_;
+    lock.unlock();
+    std::rethrow_exception(error);
+  }
+
+  std::mutex mutex_;
+  std::uint64_t submitted_ = 0;
+  std::uint64_t done_ = 0;
+
+ private:
+  std::exception_ptr error_;
+};
+
+class WorkerStream final : public QueuedStream {
  public:
   explicit WorkerStream(const StreamOptions& options) : ring_(kRing), options_(options) {
     worker_ = std::thread([this] { work(); });
@@ -61,13 +101,8 @@ class WorkerStream final : public HostStream {
     idle_.wait(lock, [this] { return done_ == submitted_; });
     rethrow(lock);
   }
-  void throw_if_failed() override {
-    std::unique_lock lock(mutex_);
-    rethrow(lock);
-  }
 
  private:
-  static constexpr std::size_t kRing = 512;  // tasks in flight; submit blocks beyond
   struct Entry {
     Task task;
     bool always = false;
@@ -76,7 +111,7 @@ class WorkerStream final : public HostStream {
   void push(const Task& task, bool always) {
     {
       std::unique_lock lock(mutex_);
-      not_full_.wait(lock, [this] { return submitted_ - done_ < kRing; });
+      not_full_.wait(lock, [this] { return !full(); });
       Entry& entry = ring_[submitted_ % kRing];
       entry.task = task;
       entry.always = always;
@@ -93,36 +128,15 @@ class WorkerStream final : public HostStream {
       not_empty_.wait(lock, [this] { return stop_ || done_ < submitted_; });
       if (done_ == submitted_) return;
       Entry& entry = ring_[done_ % kRing];
-      if (!error_ || entry.always) {
-        lock.unlock();
-        std::exception_ptr error;
-        try {
-          entry.task();
-        } catch (...) {
-          error = std::current_exception();
-        }
-        lock.lock();
-        if (error && !error_) error_ = error;
-      }
+      run(lock, entry.task, entry.always);
       ++done_;
       not_full_.notify_one();
       if (done_ == submitted_) idle_.notify_all();
     }
   }
 
-  void rethrow(std::unique_lock<std::mutex>& lock) {
-    if (!error_) return;
-    const std::exception_ptr error = error_;
-    lock.unlock();
-    std::rethrow_exception(error);
-  }
-
-  std::mutex mutex_;
   std::condition_variable not_empty_, not_full_, idle_;
   std::vector<Entry> ring_;
-  std::uint64_t submitted_ = 0;
-  std::uint64_t done_ = 0;
-  std::exception_ptr error_;
   bool stop_ = false;
   StreamOptions options_;
   std::thread worker_;
@@ -130,7 +144,7 @@ class WorkerStream final : public HostStream {
 
 // Has no thread. The submitter runs the tasks until one has to wait; then the stream is parked at the event,
 // and whoever completes that goes on. At any time at most one thread runs it.
-class BorrowedStream final : public HostStream {
+class BorrowedStream final : public QueuedStream {
  public:
   BorrowedStream() : ring_(kRing) {}
   ~BorrowedStream() override {
@@ -147,10 +161,6 @@ class BorrowedStream final : public HostStream {
     changed_.wait(lock, [this] { return state_ == State::kIdle; });
     rethrow(lock);
   }
-  void throw_if_failed() override {
-    std::unique_lock lock(mutex_);
-    rethrow(lock);
-  }
 
   // Called once for each time that it was parked.
   void resume() {
@@ -159,7 +169,7 @@ class BorrowedStream final : public HostStream {
       state_ = State::kRunning;
       ++done_;
     }
-    run();
+    go_on();
   }
 
   // Of the list of streams that are parked at an event, which owns it.
@@ -167,7 +177,6 @@ class BorrowedStream final : public HostStream {
   std::uint64_t parked_generation = 0;
 
  private:
-  static constexpr std::size_t kRing = 512;  // tasks in flight; submit blocks beyond
   enum class State { kIdle, kRunning, kParked };
   struct Entry {
     Task task;
@@ -179,30 +188,19 @@ class BorrowedStream final : public HostStream {
   void push(const Entry& entry) {
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return submitted_ - done_ < kRing; });
+      changed_.wait(lock, [this] { return !full(); });
       ring_[submitted_++ % kRing] = entry;
       if (state_ != State::kIdle) return;
       state_ = State::kRunning;
     }
-    run();
+    go_on();
   }
 
-  void run();
+  void go_on();
 
-  void rethrow(std::unique_lock<std::mutex>& lock) {
-    if (!error_) return;
-    const std::exception_ptr error = error_;
-    lock.unlock();
-    std::rethrow_exception(error);
-  }
-
-  std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Entry> ring_;
-  std::uint64_t submitted_ = 0;
-  std::uint64_t done_ = 0;
   State state_ = State::kIdle;
-  std::exception_ptr error_;
 };
 
 // Runs each task at once in the caller, with the same handling of errors.
@@ -334,6 +332,7 @@ class HostEvent final : public EventImpl {
     if (!host_stream) throw std::logic_error("a host event was used on a stream of another backend");
     return *host_stream;
   }
+
   std::mutex mutex_;
   std::condition_variable reached_;
   BorrowedStream* parked_ = nullptr;  // a list
@@ -349,7 +348,7 @@ void WorkerStream::wait_for(HostEvent& event, std::uint64_t generation) {
 
 void InlineStream::wait_for(HostEvent& event, std::uint64_t generation) { event.wait_for(generation); }
 
-void BorrowedStream::run() {
+void BorrowedStream::go_on() {
   std::unique_lock lock(mutex_);
   while (done_ < submitted_) {
     Entry& entry = ring_[done_ % kRing];
@@ -359,16 +358,8 @@ void BorrowedStream::run() {
       if (entry.event->park(*this, entry.generation)) return;
       lock.lock();
       state_ = State::kRunning;
-    } else if (!error_ || entry.always) {
-      lock.unlock();
-      std::exception_ptr error;
-      try {
-        entry.task();
-      } catch (...) {
-        error = std::current_exception();
-      }
-      lock.lock();
-      if (error && !error_) error_ = error;
+    } else {
+      run(lock, entry.task, entry.always);
     }
     ++done_;
     changed_.notify_all();
