@@ -2,17 +2,15 @@
 # A training step, PipeOptim against PyTorch, in turns: compare_steps.sh [step_bench] [rounds] [models...]
 # Prints milliseconds a step and the ratio of ours to PyTorch's, both the best of their settings: PyTorch's are those of
 # torch_step.py, ours one stage with all threads and a pipeline of two stages, each with OMP_WAIT_POLICY active and
-# passive. A time is the median of its rounds. PYTHON names an interpreter that has PyTorch, PIPEOPTIM_BENCH_THREADS the
-# threads of both. PyTorch gets huge pages and keeps the memory that it freed, as in compare.sh.
+# passive. A time is the median of its rounds. torch.sh says how PyTorch is run.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 program=${1:-$here/../../build/host/bench/step_bench}
 rounds=${2:-3}
 models=("${@:3}")
 [ ${#models[@]} -gt 0 ] || models=(mlp resnet20 vgg16 gpt lstm)
-export PIPEOPTIM_BENCH_THREADS=${PIPEOPTIM_BENCH_THREADS:-$(env -u OMP_NUM_THREADS nproc)}
-python=${PYTHON:-/usr/bin/python3}
-tunables=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
+# shellcheck source=bench/peers/torch.sh
+. "$here/torch.sh"
 
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
@@ -22,9 +20,7 @@ for model in "${models[@]}"; do
       echo "$model, round $round, $policy" >&2
       OMP_WAIT_POLICY=$policy "$program" --benchmark_filter="step/$model/" \
         --benchmark_out="$results/$model.$round.$policy.json" >/dev/null 2>&1
-      env -u OPENBLAS_NUM_THREADS -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE OMP_WAIT_POLICY=$policy \
-        GLIBC_TUNABLES="$tunables" "$python" "$here/torch_step.py" --threads "$PIPEOPTIM_BENCH_THREADS" \
-        --models "$model" --steps 5 >"$results/$model.$round.$policy.torch"
+      OMP_WAIT_POLICY=$policy peer torch_step.py --models "$model" --steps 5 >"$results/$model.$round.$policy.torch"
     done
   done
 done

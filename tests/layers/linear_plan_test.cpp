@@ -50,20 +50,7 @@ struct Sum {
   }
 };
 
-class LinearPlans : public test::BackendTest {
- protected:
-  Device device() const { return {GetParam(), 0}; }
-  std::vector<float> get(const Buffer<float>& from) const {
-    std::vector<float> values(from.size());
-    copy_to_host(values.data(), from.data(), values.size() * sizeof(float), device());
-    return values;
-  }
-  Buffer<float> put(const std::vector<float>& values) const {
-    Buffer<float> buffer(device(), values.size());
-    copy_from_host(buffer.data(), values.data(), values.size() * sizeof(float), device());
-    return buffer;
-  }
-};
+using LinearPlans = test::BackendTest;
 
 TEST_P(LinearPlans, RowsApartAndAddedTo) {
   constexpr std::int64_t kRows = 5, kIn = 24, kOut = 40;
@@ -77,8 +64,9 @@ TEST_P(LinearPlans, RowsApartAndAddedTo) {
   const Matrix x(kRows, kIn, spec.input_step, 1), w(kOut, kIn, kIn, 2), y(kRows, kOut, spec.output_step, 3);
   const auto plan = make_linear(device(), 1, spec);
   Memory workspace(device(), plan->workspace_bytes());
-  auto input = put(x.values), weights = put(w.values), output = put(y.values), gradient = put(y.values);
-  auto dx = put(x.values), dw = put(w.values);
+  auto input = on_device(x.values), weights = on_device(w.values), output = on_device(y.values),
+       gradient = on_device(y.values);
+  auto dx = on_device(x.values), dw = on_device(w.values);
   Stream stream(device(), {.threads = 1});
   plan->forward(stream, {.input = input.data(), .weights = weights.data(), .output = output.data()},
                 workspace.data());
@@ -92,19 +80,19 @@ TEST_P(LinearPlans, RowsApartAndAddedTo) {
                           .mode = GradientMode::kAdd},
                          workspace.data());
   stream.synchronize();
-  expect_matrix(get(output), y, [&](std::int64_t r, std::int64_t c) {
+  expect_matrix(on_host(output), y, [&](std::int64_t r, std::int64_t c) {
     Sum sum;
     sum.add(y.at(r, c));
     for (std::int64_t i = 0; i < kIn; ++i) sum.add(x.at(r, i) * w.at(c, i));
     sum.value = std::max(sum.value, 0.0);
     return sum;
   });
-  expect_matrix(get(dx), x, [&](std::int64_t r, std::int64_t c) {
+  expect_matrix(on_host(dx), x, [&](std::int64_t r, std::int64_t c) {
     Sum sum;
     for (std::int64_t o = 0; o < kOut; ++o) sum.add(y.at(r, o) * w.at(o, c));
     return sum;
   });
-  expect_matrix(get(dw), w, [&](std::int64_t r, std::int64_t c) {
+  expect_matrix(on_host(dw), w, [&](std::int64_t r, std::int64_t c) {
     Sum sum;
     sum.add(w.at(r, c));
     for (std::int64_t n = 0; n < kRows; ++n) sum.add(y.at(n, r) * x.at(n, c));
@@ -117,8 +105,8 @@ TEST_P(LinearPlans, BiasGradientsAddUp) {
   const auto plan = make_linear(device(), 1, {.rows = kRows, .in = kIn, .out = kOut, .bias = Bias::kYes});
   Memory workspace(device(), plan->workspace_bytes());
   const Matrix dy(kRows, kOut, kOut, 1), before(1, kOut, kOut, 2);
-  auto input = put(random_values(kRows * kIn, 3)), gradient = put(dy.values);
-  auto dw = put(random_values(kOut * kIn, 4)), db = put(before.values);
+  auto input = on_device(random_values(kRows * kIn, 3)), gradient = on_device(dy.values);
+  auto dw = on_device(random_values(kOut * kIn, 4)), db = on_device(before.values);
   Stream stream(device(), {.threads = 1});
   const auto run = [&](GradientMode mode) {
     plan->backward_weights(stream,
@@ -132,7 +120,7 @@ TEST_P(LinearPlans, BiasGradientsAddUp) {
   };
   for (const bool adds : {true, false}) {  // adding to what is there, then overwriting that
     run(adds ? GradientMode::kAdd : GradientMode::kStore);
-    expect_matrix(get(db), before, [&](std::int64_t, std::int64_t c) {
+    expect_matrix(on_host(db), before, [&](std::int64_t, std::int64_t c) {
       Sum sum;
       if (adds) sum.add(before.at(0, c));
       for (std::int64_t n = 0; n < kRows; ++n) sum.add(dy.at(n, c));

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "layers/provider.h"
-#include "tests/support/layer_run.h"
+#include "tests/support/backends.h"
 
 namespace pipeoptim::test {
 namespace {
@@ -14,30 +14,18 @@ namespace {
 constexpr std::int64_t kExtent = 64;
 constexpr float kFine = 1.0F + 1.0F / 4096;
 
-class CudaPrecision : public testing::Test {
+class CudaPrecision : public BackendTest {
  protected:
-  void SetUp() override {
-    if (device_count(Backend::kCuda) == 0) GTEST_SKIP() << "no CUDA device";
-  }
-
   // A matrix of kFine in the diagonal.
-  static Buffer<float> diagonal() {
+  Buffer<float> diagonal() const {
     std::vector<float> values(kExtent * kExtent);
     for (std::int64_t i = 0; i < kExtent; ++i) values[static_cast<std::size_t>(i * kExtent + i)] = kFine;
-    return put(values);
+    return on_device(values);
   }
-  static Buffer<float> ones() { return put(std::vector<float>(kExtent * kExtent, 1.0F)); }
-  static Buffer<float> put(const std::vector<float>& values) {
-    Buffer<float> buffer(Device::cuda(0), values.size());
-    copy_from_host(buffer.data(), values.data(), values.size() * sizeof(float), Device::cuda(0));
-    return buffer;
-  }
-
+  Buffer<float> ones() const { return on_device(std::vector<float>(kExtent * kExtent, 1.0F)); }
   // Of a product of both.
-  static void expect(const Buffer<float>& product, MatrixPrecision precision, const char* what) {
-    std::vector<float> values(product.size());
-    copy_to_host(values.data(), product.data(), values.size() * sizeof(float), Device::cuda(0));
-    for (const float value : values) {
+  void expect(const Buffer<float>& product, MatrixPrecision precision, const char* what) const {
+    for (const float value : on_host(product)) {
       if (precision == MatrixPrecision::kFp32) {
         ASSERT_EQ(value, kFine) << what;
       } else if (rounds()) {
@@ -55,10 +43,10 @@ class CudaPrecision : public testing::Test {
   }
 };
 
-TEST_F(CudaPrecision, IsThatOfTheSpec) {
+TEST_P(CudaPrecision, IsThatOfTheSpec) {
   const Buffer<float> fine = diagonal(), one = ones();
   Buffer<float> product = ones();
-  Stream stream(Device::cuda(0));
+  Stream stream(device());
   for (const MatrixPrecision precision : {MatrixPrecision::kFp32, MatrixPrecision::kTf32}) {
     const Gemm gemm_spec{.rows = kExtent,
                          .columns = kExtent,
@@ -73,15 +61,17 @@ TEST_F(CudaPrecision, IsThatOfTheSpec) {
     gemm_batched(stream, gemm_spec, {.count = 2});
     stream.synchronize();
     expect(product, precision, "batched");
-    const auto plan = make_linear(Device::cuda(0), 1,
-                                  {.rows = kExtent, .in = kExtent, .out = kExtent, .precision = precision});
-    const Memory workspace(Device::cuda(0), plan->workspace_bytes());
+    const auto plan =
+        make_linear(device(), 1, {.rows = kExtent, .in = kExtent, .out = kExtent, .precision = precision});
+    const Memory workspace(device(), plan->workspace_bytes());
     plan->forward(stream, {.input = one.data(), .weights = fine.data(), .output = product.data()},
                   workspace.data());
     stream.synchronize();
     expect(product, precision, "linear");
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Backends, CudaPrecision, testing::Values(Backend::kCuda), backend_name);
 
 }  // namespace
 }  // namespace pipeoptim::test
