@@ -46,10 +46,10 @@ class Lstm final : public Layer {
   std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
   // Offsets in bytes: in the stash, and in the workspace.
   std::size_t gates_ = 0, cells_ = 0, gate_gradient_ = 0;
-  std::size_t state_gradient_ = 0, cell_gradient_ = 0, earlier_ = 0, sums_ = 0, bias_gradient_ = 0,
-              product_ = 0;
-  std::unique_ptr<LinearPlan> of_input_;  // of all steps
-  std::unique_ptr<LinearPlan> of_state_;  // of one step, added to its part of the gates; forward only
+  bool transposes_ = false;  // whether forward works with weight_hh^T
+  std::size_t transposed_ = 0, state_gradient_ = 0, cell_gradient_ = 0, earlier_ = 0, sums_ = 0,
+              bias_gradient_ = 0, product_ = 0;
+  std::unique_ptr<LinearPlan> of_input_;  // the product with weight_ih
 };
 
 }  // namespace pipeoptim
