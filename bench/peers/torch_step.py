@@ -94,7 +94,7 @@ class Gpt(nn.Module):
         self.ln_f, self.lm_head = nn.LayerNorm(features), nn.Linear(features, vocabulary, bias=False)
 
     def forward(self, tokens):
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         return self.lm_head(self.ln_f(self.h(x))).flatten(0, 1)
 
 
@@ -117,12 +117,12 @@ def tokens(records, length, vocabulary):
     return (torch.arange(records * length) * 7919 % vocabulary).view(records, length)
 
 
-def adamw(parameters, foreach):
-    return torch.optim.AdamW(parameters, lr=1e-4, foreach=foreach)
+def adamw(parameters, **mode):
+    return torch.optim.AdamW(parameters, lr=1e-4, **mode)
 
 
-def sgdm(parameters, foreach):
-    return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, foreach=foreach)
+def sgdm(parameters, **mode):
+    return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9, **mode)
 
 
 # How to make the model and a batch of the layout, and its optimizer.
@@ -134,23 +134,39 @@ MODELS = {
     "lstm": (Lstm, lambda layout: (tokens(32, 64, 20000), torch.arange(32) % 2), adamw),
 }
 CHANNELS_LAST = ("resnet20", "vgg16")
+MODES = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
 
-def median_seconds(name, layout, foreach, precision, steps):
+def median_seconds(name, device, layout, mode, precision, steps):
+    """None where this version of PyTorch does not have the mode."""
     make, make_batch, rule = MODELS[name]
     torch.manual_seed(0)
-    model = make().to(memory_format=layout)
-    optimizer = rule(model.parameters(), foreach)
-    inputs, labels = make_batch(layout)
-    times = []
-    for _ in range(steps + 2):  # two warm up
-        begin = time.perf_counter()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    model = make().to(device, memory_format=layout)
+    try:
+        optimizer = rule(model.parameters(), **MODES[mode])
+    except (TypeError, RuntimeError):
+        return None
+    inputs, labels = (values.to(device) for values in make_batch(layout))
+
+    def one_step():
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = functional.cross_entropy(model(inputs), labels)
         loss.backward()
         optimizer.step()
-        times.append(time.perf_counter() - begin)
+
+    # A device is given several steps at a time, so that it does not wait for the host to ask the time.
+    several = 20 if device == "cuda" else 1
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    times = []
+    for _ in range(steps + 2):  # two warm up
+        wait()
+        begin = time.perf_counter()
+        for _ in range(several):
+            one_step()
+        wait()
+        times.append((time.perf_counter() - begin) / several)
     return statistics.median(times[2:])
 
 
@@ -158,18 +174,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
-    parser.add_argument("--steps", type=int, default=10, help="measured, for each setting")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "tf32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["for-loop", "foreach"], help="of the optimizer")
+    parser.add_argument("--steps", type=int, default=10, help="measured, for each setting (cuda: 20 times as many)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
     layouts = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
     for name in options.models:
-        for layout, foreach, precision in itertools.product(layouts, (False, True), options.precisions):
+        for layout, mode, precision in itertools.product(layouts, options.modes, options.precisions):
             if layout == "nhwc" and name not in CHANNELS_LAST:
                 continue
-            setting = f"{precision} {layout} {'foreach' if foreach else 'for-loop'}"
-            seconds = median_seconds(name, layouts[layout], foreach, precision, options.steps)
+            seconds = median_seconds(name, options.device, layouts[layout], mode, precision, options.steps)
+            if seconds is None:
+                continue
+            setting = f"{precision} {layout} {mode}"
             print(json.dumps({"model": name, "setting": setting, "seconds": seconds}), flush=True)
 
 
