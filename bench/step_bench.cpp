@@ -1,5 +1,6 @@
 // What does a pipeline of two stages gain over one stage that has all threads? Passes of both take turns. The
 // rate of a pass includes filling and emptying the pipeline, as each epoch does once.
+// PIPEOPTIM_BENCH_CUDA_GRAPH=1: with CUDA graphs.
 #include <string>
 
 #include "bench/support.h"
@@ -52,6 +53,7 @@ std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const cha
   config.threads = threads();
   config.method = method;
   config.optimizer.rule = c.rule;
+  config.cuda_graph = std::getenv("PIPEOPTIM_BENCH_CUDA_GRAPH") != nullptr;
   auto engine = std::make_unique<Engine>(config, split_layers(std::move(layers), cuts),
                                          std::make_unique<SoftmaxCrossEntropy>(), input);
   std::uint64_t n = 0;

@@ -126,6 +126,7 @@ struct Part {
 struct OnStream {
   Stream& stream;
   std::int64_t records, heads;
+  const float** addresses;  // for a call's products
 
   void multiply(const Gemm& product, const Part& a, const Part& b, const Part& c) const {
     gemm_batched(stream, product,
@@ -136,7 +137,8 @@ struct OnStream {
                   .outer = records,
                   .outer_step_a = a.outer_step,
                   .outer_step_b = b.outer_step,
-                  .outer_step_c = c.outer_step});
+                  .outer_step_c = c.outer_step,
+                  .addresses = addresses});
   }
   template <typename Body>
   void rows(std::int64_t length, const Body& body) const {
@@ -287,12 +289,13 @@ struct HeadInThread {
 
 // All heads of `records`: on CUDA in groups whose scores are in the workspace together.
 void run_heads(Stream& stream, const Heads& all, std::int64_t records, std::int64_t heads, std::int64_t group,
-               Direction direction) {
+               const float** addresses, Direction direction) {
   if (stream.device().backend == Backend::kHost) {
     return host::for_each_row(stream, records * heads, HeadInThread{all, heads, direction});
   }
   for (std::int64_t record = 0; record < records; record += group) {
-    all.at(record, 0, heads).run(OnStream{stream, std::min(group, records - record), heads}, direction);
+    all.at(record, 0, heads)
+        .run(OnStream{stream, std::min(group, records - record), heads, addresses}, direction);
   }
 }
 
@@ -342,6 +345,8 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   probabilities_ = workspace.reserve(float_bytes(scores));
   score_gradients_ = workspace.reserve(float_bytes(scores));
   heads_gradient_ = workspace.reserve(float_bytes(rows() * f));
+  addresses_ = workspace.reserve(
+      cuda ? static_cast<std::size_t>(3 * group_ * options_.heads) * sizeof(const float*) : 0);
   const auto linear = [&](std::int64_t out) {
     return make_linear(device, threads,
                        {.rows = rows(), .in = f, .out = out, .bias = Bias::kYes, .precision = precision_});
@@ -388,7 +393,7 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
              .qkv_gradient = qkv,
              .scores = floats_at(context.workspace, probabilities_),
              .score_gradients = floats_at(context.workspace, score_gradients_)},
-            records_, options_.heads, group_, Direction::kForward);
+            records_, options_.heads, group_, addresses(context.workspace), Direction::kForward);
   project_->forward(context.stream,
                     {.input = floats_at(context.stash, heads_output_),
                      .weights = context.weights[2],
@@ -422,7 +427,7 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
              .qkv_gradient = qkv_gradient(context),
              .scores = floats_at(context.workspace, probabilities_),
              .score_gradients = floats_at(context.workspace, score_gradients_)},
-            records_, options_.heads, group_, Direction::kBackward);
+            records_, options_.heads, group_, addresses(context.workspace), Direction::kBackward);
   if (!context.input_gradient.data) return;
   attend_->backward_input(context.stream,
                           {.weights = context.weights[0],

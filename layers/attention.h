@@ -44,6 +44,9 @@ class CausalSelfAttention final : public Layer {
  private:
   std::int64_t rows() const { return records_ * length_; }
   float* qkv_gradient(const BackwardContext& context) const;
+  const float** addresses(std::byte* workspace) const {
+    return reinterpret_cast<const float**>(workspace + addresses_);
+  }
   void run_input(const BackwardContext& context) const;
   void run_weights(const BackwardContext& context) const;
 
@@ -55,7 +58,7 @@ class CausalSelfAttention final : public Layer {
   std::int64_t block_ = 1;                 // rows of scores that one product makes
   // Offsets in bytes: in the stash, and in the workspace.
   std::size_t qkv_ = 0, normalizers_ = 0, heads_output_ = 0, qkv_gradient_ = 0;
-  std::size_t probabilities_ = 0, score_gradients_ = 0, heads_gradient_ = 0, product_ = 0;
+  std::size_t probabilities_ = 0, score_gradients_ = 0, heads_gradient_ = 0, addresses_ = 0, product_ = 0;
   std::unique_ptr<LinearPlan> attend_, project_;  // c_attn and c_proj
 };
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -9,10 +10,29 @@
 namespace pipeoptim {
 namespace {
 
-constexpr std::int64_t kChunkRows =
-    256;  // rows that one team sums: 16 KiB at 16 channels, in the first-level cache
+// Rows that one team sums: on the host 16 KiB at 16 channels, in the first-level cache, on CUDA 4 tiles a
+// thread.
+std::int64_t chunk_rows(Device device, std::int64_t channels) {
+  constexpr std::int64_t kHostRows = 256, kDeviceElements = 4096;
+  return device.backend == Backend::kHost ? kHostRows : std::max<std::int64_t>(1, kDeviceElements / channels);
+}
 
-std::int64_t chunks_of(std::int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
+// A matrix of rows of channels, cut into chunks of rows.
+struct Chunks {
+  std::int64_t rows, channels;
+  std::int64_t length;  // rows of a chunk
+
+  Chunks(Device device, std::int64_t elements, std::int64_t in_channels)
+      : rows(elements / in_channels), channels(in_channels), length(chunk_rows(device, in_channels)) {}
+  PO_HD std::int64_t count() const { return (rows + length - 1) / length; }
+  PO_HD std::int64_t rows_of(std::int64_t index) const {
+    const std::int64_t left = rows - index * length;
+    return left < length ? left : length;
+  }
+  PO_HD Slab slab(std::int64_t index) const {
+    return {index * length, index * length + rows_of(index), 0, channels};
+  }
+};
 
 // Per-channel vectors in the stash, one after the other.
 struct Vectors {
@@ -31,47 +51,74 @@ struct Vectors {
   }
 };
 
-// A team's chunk of rows.
-struct Chunk {
-  std::int64_t begin, end;
-  PO_HD Chunk(std::int64_t index, std::int64_t rows)
-      : begin(index * kChunkRows), end((index + 1) * kChunkRows < rows ? (index + 1) * kChunkRows : rows) {}
+template <int kWidth, typename T>
+PO_HD void add(Pack<kWidth, T>& to, const Pack<kWidth, T>& terms) {
+  for (int v = 0; v < kWidth; ++v) to.value[v] += terms.value[v];
+}
+
+// Two sums a channel.
+template <typename T>
+struct TwoSums {
+  template <int kWidth>
+  struct Of {
+    Pack<kWidth, T> first, second;
+    PO_HD void add(const Of& other) {
+      pipeoptim::add(first, other.first);
+      pipeoptim::add(second, other.second);
+    }
+  };
 };
 
-// Mean and sum of squared deviations of each channel in one chunk of rows.
+// Mean and sum of squared deviations of each channel in one chunk of rows. Both come from sums of differences
+// from the chunk's first row. As that is one of the n rows, the squares' sum is at most n + 1 times the
+// result, so that the subtraction loses little.
 struct ChunkMoments {
+  using LongRows = void;
   const float* x;
   float* mean;
   float* deviation;
-  std::int64_t rows, channels;
+  Chunks chunks;
   bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
-    const Chunk chunk(index, rows);
-    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
-      Pack<kWidth> average{}, squares{};
-      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
-        const auto row = load_tile<kWidth>(x + r * channels + c);
-        for (int v = 0; v < kWidth; ++v) average.value[v] += row.value[v];
-      }
-      const float inverse = 1.0F / static_cast<float>(chunk.end - chunk.begin);
-      for (int v = 0; v < kWidth; ++v) average.value[v] *= inverse;
-      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
-        const auto row = load_tile<kWidth>(x + r * channels + c);
-        for (int v = 0; v < kWidth; ++v) {
-          const float from_mean = row.value[v] - average.value[v];
-          squares.value[v] += from_mean * from_mean;
-        }
-      }
-      store_tile(mean + index * channels + c, average);
-      store_tile(deviation + index * channels + c, squares);
-    });
+    const Slab slab = chunks.slab(index);
+    const std::int64_t channels = chunks.channels;
+    const float* const pivots = x + slab.row_begin * channels;
+    sum_rows<TwoSums<float>::Of>(
+        team, slab, packs,
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+          const auto pivot = load_tile<kWidth>(pivots + c);
+          TwoSums<float>::Of<kWidth> sums{};
+          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+            const auto row = load_tile<kWidth>(x + r * channels + c);
+            for (int v = 0; v < kWidth; ++v) {
+              const float difference = row.value[v] - pivot.value[v];
+              sums.first.value[v] += difference;
+              sums.second.value[v] += difference * difference;
+            }
+          }
+          return sums;
+        },
+        [&]<int kWidth>(std::int64_t c, TwoSums<float>::Of<kWidth> sums) {
+          const auto pivot = load_tile<kWidth>(pivots + c);
+          const float inverse = 1.0F / static_cast<float>(chunks.rows_of(index));
+          for (int v = 0; v < kWidth; ++v) {
+            const float shift = sums.first.value[v] * inverse;
+            sums.second.value[v] -= sums.first.value[v] * shift;
+            if (sums.second.value[v] < 0) sums.second.value[v] = 0;
+            sums.first.value[v] = pivot.value[v] + shift;
+          }
+          store_tile(mean + index * channels + c, sums.first);
+          store_tile(deviation + index * channels + c, sums.second);
+        });
   }
 };
 
-// Joins the chunks of a channel (Chan et al. 1983), sets the forward's line and moves the running statistics.
+// Joins the chunks of a channel, again by differences from the first, sets the forward's line and moves the
+// running statistics.
 struct FinishMoments {
+  using LongRows = void;
   const float* chunk_mean;
   const float* chunk_deviation;
   const float* weight;
@@ -79,30 +126,48 @@ struct FinishMoments {
   float* running_mean;
   float* running_var;
   Vectors to;
-  std::int64_t rows, channels;
+  Chunks chunks;
   float eps, momentum;
 
-  PO_HD void operator()(std::int64_t c) const {
-    double mean = 0;
-    double deviation = 0;
-    double count = 0;
-    for (std::int64_t chunk = 0; chunk * kChunkRows < rows; ++chunk) {
-      const std::int64_t left = rows - chunk * kChunkRows;
-      const auto size = static_cast<double>(left < kChunkRows ? left : kChunkRows);
-      const double delta = static_cast<double>(chunk_mean[chunk * channels + c]) - mean;
-      const double both = count + size;
-      mean += delta * size / both;
-      deviation +=
-          static_cast<double>(chunk_deviation[chunk * channels + c]) + delta * delta * count * size / both;
-      count = both;
-    }
-    const double variance = deviation / count;
+  template <typename Team>
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    const std::int64_t channels = chunks.channels;
+    const Slab slab = column_slab(index, chunks.count(), channels);
+    sum_rows<TwoSums<double>::Of>(
+        team, slab, SingleValues{},
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+          const auto pivot = load_tile<kWidth>(chunk_mean + c);
+          TwoSums<double>::Of<kWidth> sums{};
+          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+            const auto mean = load_tile<kWidth>(chunk_mean + r * channels + c);
+            const auto deviation = load_tile<kWidth>(chunk_deviation + r * channels + c);
+            const auto size = static_cast<double>(chunks.rows_of(r));
+            for (int v = 0; v < kWidth; ++v) {
+              const double difference =
+                  static_cast<double>(mean.value[v]) - static_cast<double>(pivot.value[v]);
+              sums.first.value[v] += size * difference;
+              sums.second.value[v] +=
+                  static_cast<double>(deviation.value[v]) + size * difference * difference;
+            }
+          }
+          return sums;
+        },
+        [&]<int kWidth>(std::int64_t c, const TwoSums<double>::Of<kWidth>& sums) {
+          for (int v = 0; v < kWidth; ++v) finish(c + v, sums.first.value[v], sums.second.value[v]);
+        });
+  }
+
+  PO_HD void finish(std::int64_t c, double differences, double squares) const {
+    const auto count = static_cast<double>(chunks.rows);
+    const double mean = static_cast<double>(chunk_mean[c]) + differences / count;
+    const double deviation = squares - differences * differences / count;
+    const double variance = deviation > 0 ? deviation / count : 0;
     const double rstd = 1.0 / sqrt(variance + static_cast<double>(eps));
     to.mean[c] = static_cast<float>(mean);
     to.rstd[c] = static_cast<float>(rstd);
     to.scale[c] = weight[c] * to.rstd[c];
     to.shift[c] = bias[c] - to.mean[c] * to.scale[c];
-    const double unbiased = count > 1 ? deviation / (count - 1) : variance;
+    const double unbiased = count > 1 ? variance * count / (count - 1) : variance;
     running_mean[c] = (1.0F - momentum) * running_mean[c] + momentum * static_cast<float>(mean);
     running_var[c] = (1.0F - momentum) * running_var[c] + momentum * static_cast<float>(unbiased);
   }
@@ -123,19 +188,20 @@ struct RunningLine {
 
 template <Activation kActivation>
 struct Normalize {
+  using LongRows = void;
   const float* x;
   float* y;
   const float* scale;
   const float* shift;
-  std::int64_t rows, channels;
+  Chunks chunks;
   bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
-    const Chunk chunk(index, rows);
-    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+    const std::int64_t channels = chunks.channels;
+    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
       const auto slope = load_tile<kWidth>(scale + c), offset = load_tile<kWidth>(shift + c);
-      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
+      for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
         const auto row = load_tile<kWidth>(x + r * channels + c);
         Pack<kWidth> out;
         for (int v = 0; v < kWidth; ++v) {
@@ -144,7 +210,8 @@ struct Normalize {
         }
         store_tile(y + r * channels + c, out);
       }
-    });
+    };
+    for_each_tile_of_rows(team, chunks.slab(index), packs, body);
   }
 };
 
@@ -158,82 +225,107 @@ PO_HD float behind(float gradient, float x, float scale, float shift) {
 // Sums of g and g xhat over one chunk, g the gradient behind the activation.
 template <Activation kActivation>
 struct ChunkSums {
+  using LongRows = void;
   const float* x;
   const float* dy;
   Vectors from;
   float* sum;
   float* product;
-  std::int64_t rows, channels;
+  Chunks chunks;
   bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
-    const Chunk chunk(index, rows);
-    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
-      const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
-      const auto mean = load_tile<kWidth>(from.mean + c);
-      Pack<kWidth> g_sum{}, x_sum{};
-      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
-        const auto row = load_tile<kWidth>(x + r * channels + c);
-        const auto gradient = load_tile<kWidth>(dy + r * channels + c);
-        for (int v = 0; v < kWidth; ++v) {
-          const float g =
-              behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
-          g_sum.value[v] += g;
-          x_sum.value[v] += g * (row.value[v] - mean.value[v]);
-        }
-      }
-      const auto rstd = load_tile<kWidth>(from.rstd + c);
-      for (int v = 0; v < kWidth; ++v) x_sum.value[v] *= rstd.value[v];
-      store_tile(sum + index * channels + c, g_sum);
-      store_tile(product + index * channels + c, x_sum);
-    });
+    const std::int64_t channels = chunks.channels;
+    sum_rows<TwoSums<float>::Of>(
+        team, chunks.slab(index), packs,
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+          const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
+          const auto mean = load_tile<kWidth>(from.mean + c);
+          TwoSums<float>::Of<kWidth> sums{};
+          PO_UNROLL(2)
+          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+            const auto row = load_tile<kWidth>(x + r * channels + c);
+            const auto gradient = load_tile<kWidth>(dy + r * channels + c);
+            for (int v = 0; v < kWidth; ++v) {
+              const float g =
+                  behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
+              sums.first.value[v] += g;
+              sums.second.value[v] += g * (row.value[v] - mean.value[v]);
+            }
+          }
+          return sums;
+        },
+        [&]<int kWidth>(std::int64_t c, TwoSums<float>::Of<kWidth> sums) {
+          const auto rstd = load_tile<kWidth>(from.rstd + c);
+          for (int v = 0; v < kWidth; ++v) sums.second.value[v] *= rstd.value[v];
+          store_tile(sum + index * channels + c, sums.first);
+          store_tile(product + index * channels + c, sums.second);
+        });
   }
 };
 
 struct FinishSums {
+  using LongRows = void;
   const float* chunk_sum;
   const float* chunk_product;
   const float* weight;
   Vectors to;
-  std::int64_t rows, channels;
+  Chunks chunks;
 
-  PO_HD void operator()(std::int64_t c) const {
-    double sum = 0;
-    double product = 0;
-    for (std::int64_t chunk = 0; chunk * kChunkRows < rows; ++chunk) {
-      sum += static_cast<double>(chunk_sum[chunk * channels + c]);
-      product += static_cast<double>(chunk_product[chunk * channels + c]);
-    }
+  template <typename Team>
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    const std::int64_t channels = chunks.channels;
+    sum_rows<TwoSums<double>::Of>(
+        team, column_slab(index, chunks.count(), channels), SingleValues{},
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+          TwoSums<double>::Of<kWidth> sums{};
+          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+            const auto sum = load_tile<kWidth>(chunk_sum + r * channels + c);
+            const auto product = load_tile<kWidth>(chunk_product + r * channels + c);
+            for (int v = 0; v < kWidth; ++v) {
+              sums.first.value[v] += static_cast<double>(sum.value[v]);
+              sums.second.value[v] += static_cast<double>(product.value[v]);
+            }
+          }
+          return sums;
+        },
+        [&]<int kWidth>(std::int64_t c, const TwoSums<double>::Of<kWidth>& sums) {
+          for (int v = 0; v < kWidth; ++v) finish(c + v, sums.first.value[v], sums.second.value[v]);
+        });
+  }
+
+  // dx = weight rstd (g - sum/rows - xhat product/rows), written as a line in g and x.
+  PO_HD void finish(std::int64_t c, double sum, double product) const {
+    const auto rows = static_cast<double>(chunks.rows);
     to.sum[c] = static_cast<float>(sum);
     to.product[c] = static_cast<float>(product);
-    // dx = weight rstd (g - sum/rows - xhat product/rows), written as a line in g and x.
     const double gain = static_cast<double>(weight[c]) * static_cast<double>(to.rstd[c]);
-    const double of_x = -gain * static_cast<double>(to.rstd[c]) * product / static_cast<double>(rows);
+    const double of_x = -gain * static_cast<double>(to.rstd[c]) * product / rows;
     to.of_g[c] = static_cast<float>(gain);
     to.of_x[c] = static_cast<float>(of_x);
-    to.rest[c] =
-        static_cast<float>(-gain * sum / static_cast<double>(rows) - of_x * static_cast<double>(to.mean[c]));
+    to.rest[c] = static_cast<float>(-gain * sum / rows - of_x * static_cast<double>(to.mean[c]));
   }
 };
 
 template <Activation kActivation>
 struct InputGradient {
+  using LongRows = void;
   const float* x;
   const float* dy;
   float* dx;
   Vectors from;
-  std::int64_t rows, channels;
+  Chunks chunks;
   bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
-    const Chunk chunk(index, rows);
-    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+    const std::int64_t channels = chunks.channels;
+    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
       const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
       const auto of_g = load_tile<kWidth>(from.of_g + c), of_x = load_tile<kWidth>(from.of_x + c);
       const auto rest = load_tile<kWidth>(from.rest + c);
-      for (std::int64_t r = chunk.begin; r < chunk.end; ++r) {
+      for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
         const auto row = load_tile<kWidth>(x + r * channels + c);
         const auto gradient = load_tile<kWidth>(dy + r * channels + c);
         Pack<kWidth> out;
@@ -244,7 +336,8 @@ struct InputGradient {
         }
         store_tile(dx + r * channels + c, out);
       }
-    });
+    };
+    for_each_tile_of_rows(team, chunks.slab(index), packs, body);
   }
 };
 
@@ -255,29 +348,36 @@ struct Accumulate {
   PO_HD void operator()(std::int64_t i) const { to[i] = keep == 0 ? from[i] : to[i] + from[i]; }
 };
 
-template <Activation kActivation>
-void normalize(const ForwardContext& context, const Vectors& vectors, std::int64_t rows,
-               std::int64_t channels) {
-  for_each_row(context.stream, chunks_of(rows), channels,
-               Normalize<kActivation>{
-                   context.input.data, context.output.data, vectors.scale, vectors.shift, rows, channels,
-                   allow_tiles(channels, context.input.data, context.output.data, vectors.scale)});
+Chunks chunks_of(const Stream& stream, const ConstTensor& input) {
+  return {stream.device(), input.elements(), input.shape.last()};
 }
 
 template <Activation kActivation>
-void run_backward(const BackwardContext& context, std::int64_t rows, std::int64_t channels) {
+void normalize(const ForwardContext& context, const Vectors& vectors, const Chunks& chunks) {
+  const float* const x = context.input.data;
+  float* const y = context.output.data;
+  for_each_row(context.stream, chunks.count(), chunks.channels,
+               Normalize<kActivation>{x, y, vectors.scale, vectors.shift, chunks,
+                                      allow_tiles(chunks.channels, x, y, vectors.scale)});
+}
+
+template <Activation kActivation>
+void run_backward(const BackwardContext& context) {
+  const Chunks chunks = chunks_of(context.stream, context.input);
+  const std::int64_t channels = chunks.channels;
   const Vectors vectors(context.stash, channels);
-  auto* sums = reinterpret_cast<float*>(context.workspace);
-  float* products = sums + chunks_of(rows) * channels;
-  const float* x = context.input.data;
-  const float* dy = context.output_gradient.data;
+  auto* const sums = reinterpret_cast<float*>(context.workspace);
+  float* const products = sums + chunks.count() * channels;
+  const float* const x = context.input.data;
+  const float* const dy = context.output_gradient.data;
   const bool packs = allow_tiles(channels, x, dy, sums, vectors.scale);
-  for_each_row(context.stream, chunks_of(rows), channels,
-               ChunkSums<kActivation>{x, dy, vectors, sums, products, rows, channels, packs});
-  for_each(context.stream, channels, FinishSums{sums, products, context.weights[0], vectors, rows, channels});
+  for_each_row(context.stream, chunks.count(), channels,
+               ChunkSums<kActivation>{x, dy, vectors, sums, products, chunks, packs});
+  for_each_row(context.stream, slabs_of(channels), chunks.count(),
+               FinishSums{sums, products, context.weights[0], vectors, chunks});
   if (!context.input_gradient.data) return;
-  for_each_row(context.stream, chunks_of(rows), channels,
-               InputGradient<kActivation>{x, dy, context.input_gradient.data, vectors, rows, channels,
+  for_each_row(context.stream, chunks.count(), channels,
+               InputGradient<kActivation>{x, dy, context.input_gradient.data, vectors, chunks,
                                           packs && allow_packs(context.input_gradient.data)});
 }
 
@@ -303,53 +403,52 @@ std::vector<State> BatchNorm2d::states() const {
   return {{"running_mean", {channels_}, 0}, {"running_var", {channels_}, 1}};
 }
 
-LayerPlan BatchNorm2d::plan(Device, int, const Shape& input) {
+LayerPlan BatchNorm2d::plan(Device device, int, const Shape& input) {
   if ((input.rank() != 2 && input.rank() != 4) || input.last() != channels_) {
     throw std::invalid_argument(
         describe() + " needs an input of " + std::to_string(channels_) +
         " channels (records x height x width x channels, or records x channels), got " + input.to_string());
   }
-  const std::int64_t rows = input.elements() / channels_;
+  const Chunks chunks(device, input.elements(), channels_);
   LayerPlan plan;
   plan.output = input;
   plan.stash_bytes = Vectors::kCount * static_cast<std::size_t>(channels_) * sizeof(float);
-  plan.workspace_bytes = 2 * static_cast<std::size_t>(chunks_of(rows) * channels_) * sizeof(float);
+  plan.workspace_bytes = 2 * float_bytes(chunks.count() * channels_);
   plan.needs = Needs::kInput;
   plan.bytes = 8.0 * sizeof(float) * static_cast<double>(input.elements());
   return plan;
 }
 
 void BatchNorm2d::forward(const ForwardContext& context) const {
-  const std::int64_t rows = context.input.elements() / channels_;
+  const Chunks chunks = chunks_of(context.stream, context.input);
   const Vectors vectors(context.stash, channels_);
   const float* weight = context.weights[0];
   const float* bias = context.weights[1];
   if (context.mode == Mode::kTraining) {
     auto* means = reinterpret_cast<float*>(context.workspace);
-    float* deviations = means + chunks_of(rows) * channels_;
-    for_each_row(context.stream, chunks_of(rows), channels_,
-                 ChunkMoments{context.input.data, means, deviations, rows, channels_,
-                              allow_tiles(channels_, context.input.data, means)});
-    for_each(context.stream, channels_,
-             FinishMoments{means, deviations, weight, bias, context.states[0], context.states[1], vectors,
-                           rows, channels_, options_.eps, options_.momentum});
+    float* deviations = means + chunks.count() * channels_;
+    const bool packs = allow_tiles(channels_, context.input.data, means);
+    for_each_row(context.stream, chunks.count(), channels_,
+                 ChunkMoments{context.input.data, means, deviations, chunks, packs});
+    for_each_row(context.stream, slabs_of(channels_), chunks.count(),
+                 FinishMoments{means, deviations, weight, bias, context.states[0], context.states[1], vectors,
+                               chunks, options_.eps, options_.momentum});
   } else {
     for_each(context.stream, channels_,
              RunningLine{weight, bias, context.states[0], context.states[1], vectors, options_.eps});
   }
   if (options_.activation == Activation::kRelu) {
-    normalize<Activation::kRelu>(context, vectors, rows, channels_);
+    normalize<Activation::kRelu>(context, vectors, chunks);
   } else {
-    normalize<Activation::kNone>(context, vectors, rows, channels_);
+    normalize<Activation::kNone>(context, vectors, chunks);
   }
 }
 
 void BatchNorm2d::backward_input(const BackwardContext& context) const {
-  const std::int64_t rows = context.input.elements() / channels_;
   if (options_.activation == Activation::kRelu) {
-    run_backward<Activation::kRelu>(context, rows, channels_);
+    run_backward<Activation::kRelu>(context);
   } else {
-    run_backward<Activation::kNone>(context, rows, channels_);
+    run_backward<Activation::kNone>(context);
   }
 }
 

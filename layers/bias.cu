@@ -38,8 +38,34 @@ struct AddBias {
   }
 };
 
-// One chunk of rows to one row of partial sums: a column's values in the order of its rows, in registers.
+template <int kWidth>
+struct ColumnSums {
+  Pack<kWidth> sums;
+  PO_HD void add(const ColumnSums& other) {
+    for (int v = 0; v < kWidth; ++v) sums.value[v] += other.sums.value[v];
+  }
+};
+
+// The sums of the columns of dense rows in a slab of them.
+template <typename Team, typename Store>
+PO_HD void sum_columns(const Team& team, const Slab& slab, const float* values, std::int64_t columns,
+                       bool packs, const Store& store) {
+  sum_rows<ColumnSums>(
+      team, slab, packs,
+      [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+        ColumnSums<kWidth> all{};
+        for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+          const auto tile = load_tile<kWidth>(values + r * columns + c);
+          for (int v = 0; v < kWidth; ++v) all.sums.value[v] += tile.value[v];
+        }
+        return all;
+      },
+      store);
+}
+
+// One chunk of rows to one row of partial sums.
 struct SumChunk {
+  using LongRows = void;
   const float* values;
   float* partial;
   std::int64_t rows;
@@ -51,28 +77,31 @@ struct SumChunk {
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
     const std::int64_t begin = chunk * chunk_rows;
     const std::int64_t end = begin + chunk_rows < rows ? begin + chunk_rows : rows;
-    for_each_tile(team, columns, packs, [&]<int kWidth>(std::int64_t c) {
-      Pack<kWidth> sum{};
-      for (std::int64_t row = begin; row < end; ++row) {
-        const auto tile = load_tile<kWidth>(values + row * columns + c);
-        for (int v = 0; v < kWidth; ++v) sum.value[v] += tile.value[v];
-      }
-      store_tile(partial + chunk * columns + c, sum);
-    });
+    sum_columns(team, {begin, end, 0, columns}, values, columns, packs,
+                [&]<int kWidth>(std::int64_t c, const ColumnSums<kWidth>& all) {
+                  store_tile(partial + chunk * columns + c, all.sums);
+                });
   }
 };
 
 struct SumPartials {
+  using LongRows = void;
   const float* partial;
   float* gradient;
   std::int64_t columns;
   std::int64_t chunks;
   bool adds;
+  bool packs;
 
-  PO_HD void operator()(std::int64_t c) const {
-    float sum = 0;
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * columns + c];
-    gradient[c] = adds ? gradient[c] + sum : sum;
+  template <typename Team>
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    sum_columns(team, column_slab(index, chunks, columns), partial, columns, packs,
+                [&]<int kWidth>(std::int64_t c, const ColumnSums<kWidth>& all) {
+                  for (int v = 0; v < kWidth; ++v) {
+                    const float sum = all.sums.value[v];
+                    gradient[c + v] = adds ? gradient[c + v] + sum : sum;
+                  }
+                });
   }
 };
 
@@ -91,11 +120,12 @@ void sum_bias_gradient(Stream& stream, Rows extents, const float* values, float*
                        GradientMode mode, std::byte* workspace) {
   const Chunks chunks = cut(extents);
   float* const partial = reinterpret_cast<float*>(workspace);
+  const bool packs = allow_tiles(extents.columns, values, partial);
   for_each_row(stream, chunks.count, extents.columns,
-               SumChunk{values, partial, extents.rows, extents.columns, chunks.rows,
-                        allow_tiles(extents.columns, values, partial)});
-  for_each(stream, extents.columns,
-           SumPartials{partial, bias_gradient, extents.columns, chunks.count, mode == GradientMode::kAdd});
+               SumChunk{values, partial, extents.rows, extents.columns, chunks.rows, packs});
+  for_each_row(
+      stream, slabs_of(extents.columns), chunks.count,
+      SumPartials{partial, bias_gradient, extents.columns, chunks.count, mode == GradientMode::kAdd, packs});
 }
 
 }  // namespace pipeoptim

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -38,15 +39,17 @@ struct LookUp {
   }
 };
 
-#if defined(__CUDA_ARCH__)
-constexpr std::int32_t kScan = 1;  // positions that a member looks at together
-#else
-constexpr std::int32_t kScan = 64;
-#endif
+template <int kWidth>
+struct RowSum {
+  Pack<kWidth> sum;
+  PO_HD void add(const RowSum& other) {
+    for (int v = 0; v < kWidth; ++v) sum.value[v] += other.sum.value[v];
+  }
+};
 
-// The gradient of one token's row: a sum over its positions. Every member of the team owns the same features
-// throughout.
+// The gradient of one token's row: a sum over its positions.
 struct SumOfToken {
+  using LongRows = void;
   const std::int32_t* tokens;
   const float* output_gradient;
   float* gradient;
@@ -55,47 +58,79 @@ struct SumOfToken {
   bool adds;
   bool packs;
 
-  // The first position from `from` on that holds the token; `positions` where there is none.
-  template <typename Team>
-  PO_HD std::int32_t next(std::int32_t token, std::int32_t from, const Team& team) const {
-    for (std::int32_t begin = from; begin < positions; begin += team.size() * kScan) {
-      const std::int32_t own = begin + team.rank() * kScan;
-      std::int32_t found = positions;
-      if (own + kScan <= positions) {
-        for (std::int32_t i = 0; i < kScan; ++i) {
-          const std::int32_t candidate = tokens[own + i] == token ? own + i : positions;
-          found = candidate < found ? candidate : found;
-        }
-      } else {
-        for (std::int32_t i = positions - 1; i >= own; --i) found = tokens[i] == token ? i : found;
-      }
-      found = team.reduce(found, SmallerOf{});
-      if (found < positions) return found;
-    }
-    return positions;
-  }
-
   template <typename Team>
   PO_HD void operator()(std::int64_t token, const Team& team) const {
-    float* const to = gradient + token * features;
-    bool stores = !adds;
-    std::int32_t position = next(static_cast<std::int32_t>(token), 0, team);
-    if (position == positions && stores) {
-      for_each_tile(team, features, packs,
-                    [&]<int kWidth>(std::int64_t c) { store_tile(to + c, Pack<kWidth>{}); });
+#if defined(__CUDA_ARCH__)
+    if constexpr (Team::size() > 1) {
+      packs ? sum_by_block<4>(static_cast<std::int32_t>(token), team)
+            : sum_by_block<1>(static_cast<std::int32_t>(token), team);
     }
-    while (position < positions) {
-      const float* const from = output_gradient + position * features;
-      for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
-        const auto sum = load_tile<kWidth>(to + c), term = load_tile<kWidth>(from + c);
-        Pack<kWidth> out;
-        for (int v = 0; v < kWidth; ++v) out.value[v] = stores ? term.value[v] : sum.value[v] + term.value[v];
-        store_tile(to + c, out);
-      });
-      stores = false;
-      position = next(static_cast<std::int32_t>(token), position + 1, team);
+#else
+    static_cast<void>(team);
+    sum_by_one(static_cast<std::int32_t>(token));
+#endif
+  }
+
+#if defined(__CUDA_ARCH__)
+  // The block looks at as many positions at once as it has members. All come to each vote, also those that
+  // own no column, or none any more.
+  template <int kWidth, typename Team>
+  __device__ void sum_by_block(std::int32_t token, const Team& team) const {
+    const SlabMember<Team, kWidth> member(team, {0, positions, 0, features});
+    for (std::int64_t first = 0; first < features; first += member.column_step) {
+      const std::int64_t c = first + member.column;
+      const bool owns = !member.idle && c < features;
+      RowSum<kWidth> all{};
+      std::int32_t met = 0;
+      for (std::int32_t begin = 0; begin < positions; begin += team.size()) {
+        const std::int32_t own = begin + team.rank();
+        const std::uint32_t* const votes = team.vote(own < positions && tokens[own] == token);
+        for (std::int32_t word = 0; word < team.size() / 32; ++word) {
+          for (std::uint32_t bits = votes[word]; bits != 0; bits &= bits - 1, ++met) {
+            if (!owns || met % member.rows.step != member.rows.begin) continue;
+            const std::int64_t position = begin + 32 * word + __ffs(static_cast<int>(bits)) - 1;
+            all.add({load_pack<kWidth>(output_gradient + position * features + c)});
+          }
+        }
+      }
+      if (member.at_once) all = team.fold(all, member.tiles);
+      const bool stores = member.at_once ? team.rank() < member.tiles : owns;
+      if (stores && (!adds || met > 0)) store(gradient + token * features + c, all);
     }
   }
+
+  template <int kWidth>
+  __device__ void store(float* to, RowSum<kWidth>& all) const {
+    if (adds) all.add({load_pack<kWidth>(to)});
+    store_pack(to, all.sum);
+  }
+#else
+  static constexpr std::int32_t kScan = 64;  // positions that are looked at together
+
+  // The first position from `from` on that holds the token; `positions` where there is none.
+  std::int32_t next(std::int32_t token, std::int32_t from) const {
+    for (; from + kScan <= positions; from += kScan) {
+      std::int32_t found = positions;
+      for (std::int32_t i = 0; i < kScan; ++i) {
+        const std::int32_t candidate = tokens[from + i] == token ? from + i : positions;
+        found = candidate < found ? candidate : found;
+      }
+      if (found < positions) return found;
+    }
+    while (from < positions && tokens[from] != token) ++from;
+    return from;
+  }
+
+  void sum_by_one(std::int32_t token) const {
+    float* const to = gradient + token * features;
+    if (!adds) std::fill_n(to, features, 0.0F);
+    for (std::int32_t position = next(token, 0); position < positions; position = next(token, position + 1)) {
+      const float* const from = output_gradient + position * features;
+#pragma omp simd
+      for (std::int64_t c = 0; c < features; ++c) to[c] += from[c];
+    }
+  }
+#endif
 };
 
 // One position of one record.

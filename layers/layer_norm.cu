@@ -103,8 +103,21 @@ struct InputGradient {
   }
 };
 
-// Sums of dy xhat and of dy over one chunk of rows.
+// Sums of dy xhat and of dy.
+template <int kWidth>
+struct GradientSums {
+  Pack<kWidth> products, sums;
+  PO_HD void add(const GradientSums& other) {
+    for (int v = 0; v < kWidth; ++v) {
+      products.value[v] += other.products.value[v];
+      sums.value[v] += other.sums.value[v];
+    }
+  }
+};
+
+// Over one chunk of rows.
 struct ChunkSums {
+  using LongRows = void;
   const float* x;
   const float* dy;
   const float* means;
@@ -118,39 +131,63 @@ struct ChunkSums {
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
     const std::int64_t begin = chunk * kChunkRows;
     const std::int64_t end = begin + kChunkRows < rows ? begin + kChunkRows : rows;
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
-      Pack<kWidth> product{}, sum{};
-      for (std::int64_t r = begin; r < end; ++r) {
-        const auto value = load_tile<kWidth>(x + r * features + c);
-        const auto gradient = load_tile<kWidth>(dy + r * features + c);
-        const float mean = means[r], rstd = rstds[r];
-        for (int v = 0; v < kWidth; ++v) {
-          product.value[v] += gradient.value[v] * ((value.value[v] - mean) * rstd);
-          sum.value[v] += gradient.value[v];
-        }
-      }
-      store_tile(products + chunk * features + c, product);
-      store_tile(sums + chunk * features + c, sum);
-    });
+    sum_rows<GradientSums>(
+        team, {begin, end, 0, features}, packs,
+        [&]<int kWidth>(std::int64_t c, const RowSteps& steps) {
+          GradientSums<kWidth> all{};
+          PO_UNROLL(2)
+          for (std::int64_t r = steps.begin; r < steps.end; r += steps.step) {
+            const auto value = load_tile<kWidth>(x + r * features + c);
+            const auto gradient = load_tile<kWidth>(dy + r * features + c);
+            const float mean = means[r], rstd = rstds[r];
+            for (int v = 0; v < kWidth; ++v) {
+              all.products.value[v] += gradient.value[v] * ((value.value[v] - mean) * rstd);
+              all.sums.value[v] += gradient.value[v];
+            }
+          }
+          return all;
+        },
+        [&]<int kWidth>(std::int64_t c, const GradientSums<kWidth>& all) {
+          store_tile(products + chunk * features + c, all.products);
+          store_tile(sums + chunk * features + c, all.sums);
+        });
   }
 };
 
+// Over the chunks, for a slab of columns.
 struct SumChunks {
+  using LongRows = void;
   const float* products;
   const float* sums;
   float* weight_gradient;
   float* bias_gradient;
   std::int64_t chunks, features;
   bool adds;
+  bool packs;
 
-  PO_HD void operator()(std::int64_t c) const {
-    float product = 0, sum = 0;
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-      product += products[chunk * features + c];
-      sum += sums[chunk * features + c];
-    }
-    weight_gradient[c] = adds ? weight_gradient[c] + product : product;
-    bias_gradient[c] = adds ? bias_gradient[c] + sum : sum;
+  template <typename Team>
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    sum_rows<GradientSums>(
+        team, column_slab(index, chunks, features), packs,
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+          GradientSums<kWidth> all{};
+          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+            const auto product = load_tile<kWidth>(products + r * features + c);
+            const auto sum = load_tile<kWidth>(sums + r * features + c);
+            for (int v = 0; v < kWidth; ++v) {
+              all.products.value[v] += product.value[v];
+              all.sums.value[v] += sum.value[v];
+            }
+          }
+          return all;
+        },
+        [&]<int kWidth>(std::int64_t c, const GradientSums<kWidth>& all) {
+          for (int v = 0; v < kWidth; ++v) {
+            const float product = all.products.value[v], sum = all.sums.value[v];
+            weight_gradient[c + v] = adds ? weight_gradient[c + v] + product : product;
+            bias_gradient[c + v] = adds ? bias_gradient[c + v] + sum : sum;
+          }
+        });
   }
 };
 
@@ -208,12 +245,12 @@ void LayerNorm::backward_weights(const BackwardContext& context) const {
   const float *x = context.input.data, *dy = context.output_gradient.data;
   auto* const products = reinterpret_cast<float*>(context.workspace);
   float* const sums = products + chunks * features_;
+  const bool packs = allow_tiles(features_, x, dy, products, sums);
   for_each_row(context.stream, chunks, features_,
-               ChunkSums{x, dy, means, means + rows, products, sums, rows, features_,
-                         allow_tiles(features_, x, dy, products, sums)});
-  for_each(context.stream, features_,
-           SumChunks{products, sums, context.gradients[0], context.gradients[1], chunks, features_,
-                     context.gradients.mode == GradientMode::kAdd});
+               ChunkSums{x, dy, means, means + rows, products, sums, rows, features_, packs});
+  for_each_row(context.stream, slabs_of(features_), chunks,
+               SumChunks{products, sums, context.gradients[0], context.gradients[1], chunks, features_,
+                         context.gradients.mode == GradientMode::kAdd, packs});
 }
 
 }  // namespace pipeoptim

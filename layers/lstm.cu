@@ -16,7 +16,7 @@ namespace lstm {  // named: nvcc takes constants of local bodies that only templ
 // One step of one record: gates from their sums, in place, then cell and output. Rows lie at the step in
 // arrays {N, T, .}.
 struct Step {
-  static constexpr bool kLongRows = true;  // a step has few: a block each
+  using LongRows = void;  // a step has few: a block each
 
   float* gates;
   const float* bias_input;
@@ -72,7 +72,7 @@ struct Step {
 // The same step backwards: gradients of the gates' sums, from that of the output and from what step t + 1
 // handed back.
 struct StepBackward {
-  static constexpr bool kLongRows = true;
+  using LongRows = void;
 
   const float* gates;
   const float* cells;

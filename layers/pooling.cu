@@ -1,5 +1,6 @@
 #include <stdexcept>
 
+#include "kernels/runtime/buffer.h"
 #include "kernels/runtime/launch.h"
 #include "layers/pooling.h"
 #include "layers/tiles.h"
@@ -21,11 +22,24 @@ struct Windows {
   template <typename Body, typename Team>
   PO_HD void each_tile(std::int64_t line, std::int64_t down, std::int64_t across, const Body& body,
                        const Team& team) const {
-    Pixel pixel{line / down, line % down, 0, line * across};
-    for (; pixel.x < across; ++pixel.x, ++pixel.index) {
-      for_each_tile(team, channels, packs,
-                    [&]<int kWidth>(std::int64_t c) { body.template tile<kWidth>(pixel, c); });
+    const std::int64_t record = line / down, y = line % down, first = line * across;
+#if defined(__CUDA_ARCH__)
+    // The tiles of all pixels, one after the other, so that few channels do not leave members idle.
+    const auto share = [&]<int kWidth>() {
+      const auto tiles = static_cast<int>(channels / kWidth), all = static_cast<int>(across) * tiles;
+      for (int i = team.rank(); i < all; i += team.size()) {
+        const int x = i / tiles;
+        body.template tile<kWidth>(Pixel{record, y, x, first + x}, kWidth * (i - x * tiles));
+      }
+    };
+    packs ? share.template operator()<4>() : share.template operator()<1>();
+#else
+    for (std::int64_t x = 0; x < across; ++x) {
+      for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+        body.template tile<kWidth>(Pixel{record, y, x, first + x}, c);
+      });
     }
+#endif
   }
   PO_HD static std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
   PO_HD static std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
@@ -164,7 +178,16 @@ struct AverageBackward {
   }
 };
 
+template <int kWidth>
+struct PixelSums {
+  Pack<kWidth> sums;
+  PO_HD void add(const PixelSums& other) {
+    for (int v = 0; v < kWidth; ++v) sums.value[v] += other.sums.value[v];
+  }
+};
+
 struct GlobalForward {
+  using LongRows = void;
   const float* x;
   float* y;
   std::int64_t pixels, channels;
@@ -172,13 +195,19 @@ struct GlobalForward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t record, const Team& team) const {
-    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
-      Pack<kWidth> sum{};
-      for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
-        add<kWidth>(sum, load_tile<kWidth>(x + (record * pixels + pixel) * channels + c), 1);
-      }
-      store_tile(y + record * channels + c, scaled<kWidth>(sum.value, 1.0F / static_cast<float>(pixels)));
-    });
+    sum_rows<PixelSums>(
+        team, {record * pixels, (record + 1) * pixels, 0, channels}, packs,
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+          PixelSums<kWidth> all{};
+          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+            add<kWidth>(all.sums, load_tile<kWidth>(x + r * channels + c), 1);
+          }
+          return all;
+        },
+        [&]<int kWidth>(std::int64_t c, const PixelSums<kWidth>& all) {
+          store_tile(y + record * channels + c,
+                     scaled<kWidth>(all.sums.value, 1.0F / static_cast<float>(pixels)));
+        });
   }
 };
 
@@ -201,18 +230,32 @@ struct GlobalBackward {
 struct TransposeRecord {
   const float* from;
   float* to;
-  std::int64_t rows, columns;
+  std::int32_t rows, columns;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t record, const Team& team) const {
-    const float* in = from + record * rows * columns;
-    float* out = to + record * rows * columns;
-    for (std::int64_t r = 0; r < rows; ++r) {
-      for (std::int64_t c = team.rank(); c < columns; c += team.size())
-        out[c * rows + r] = in[r * columns + c];
+    const std::int32_t elements = rows * columns;
+    const float* in = from + record * elements;
+    float* out = to + record * elements;
+#if defined(__CUDA_ARCH__)
+    for (std::int32_t i = team.rank(); i < elements; i += team.size())
+      out[i] = in[i % rows * columns + i / rows];
+#else
+    static_cast<void>(team);
+    for (std::int32_t r = 0; r < rows; ++r) {
+      for (std::int32_t c = 0; c < columns; ++c) out[c * rows + r] = in[r * columns + c];
     }
+#endif
   }
 };
+
+void transpose_records(Stream& stream, const float* from, float* to, std::int64_t records, std::int64_t rows,
+                       std::int64_t columns) {
+  if (rows == 1 || columns == 1) return stream.copy(to, from, float_bytes(records * rows * columns));
+  for_each_row(
+      stream, records, rows * columns,
+      TransposeRecord{from, to, static_cast<std::int32_t>(rows), static_cast<std::int32_t>(columns)});
+}
 
 void require_image(const Shape& input, const std::string& layer) {
   if (input.rank() == 4) return;
@@ -333,8 +376,9 @@ void GlobalAvgPool::backward_input(const BackwardContext& context) const {
 }
 
 LayerPlan Flatten::plan(Device, int, const Shape& input) {
-  if (input.rank() < 2)
-    throw std::invalid_argument("flatten needs records of values, got " + input.to_string());
+  constexpr std::int64_t kMostValues = std::int64_t{1} << 30;
+  if (input.rank() < 2 || input.elements() / input[0] > kMostValues)
+    throw std::invalid_argument("flatten needs records of at most 2^30 values, got " + input.to_string());
   LayerPlan plan;
   plan.output = {input[0], input.elements() / input[0]};
   plan.needs = Needs::kNothing;
@@ -342,19 +386,15 @@ LayerPlan Flatten::plan(Device, int, const Shape& input) {
   return plan;
 }
 void Flatten::forward(const ForwardContext& context) const {
-  const std::int64_t records = context.input.shape[0];
   const std::int64_t channels = context.input.shape.last();
-  for_each_row(
-      context.stream, records, context.output.shape[1],
-      TransposeRecord{context.input.data, context.output.data, context.output.shape[1] / channels, channels});
+  transpose_records(context.stream, context.input.data, context.output.data, context.input.shape[0],
+                    context.output.shape[1] / channels, channels);
 }
 void Flatten::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
   const Shape& input = context.input_gradient.shape;
-  const std::int64_t each = input.elements() / input[0];
-  for_each_row(context.stream, input[0], each,
-               TransposeRecord{context.output_gradient.data, context.input_gradient.data, input.last(),
-                               each / input.last()});
+  transpose_records(context.stream, context.output_gradient.data, context.input_gradient.data, input[0],
+                    input.last(), input.elements() / input[0] / input.last());
 }
 
 }  // namespace pipeoptim

@@ -49,6 +49,9 @@ struct GemmBatch {
   std::int64_t outer_step_a = 0;
   std::int64_t outer_step_b = 0;
   std::int64_t outer_step_c = 0;
+  // Room for 3 count outer addresses in CUDA memory, which the call overwrites, or null. With it cuBLAS makes
+  // all products in one call; without it has a step for either the inner or the outer ones.
+  const float** addresses = nullptr;
 };
 
 // Both throw std::invalid_argument for negative extents, an inner extent of 0 and leading extents that are

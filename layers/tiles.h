@@ -8,6 +8,7 @@
 #endif
 
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/runtime/macros.h"
 #include "kernels/runtime/pack.h"
@@ -38,6 +39,102 @@ PO_HD void for_each_tile(const Team& team, std::int64_t channels, bool packs, co
   for (; c + 8 <= channels; c += 8) body.template operator()<8>(c);
   for (; c < channels; ++c) body.template operator()<1>(c);
 #endif
+}
+
+// A part of a matrix.
+struct Slab {
+  std::int64_t row_begin, row_end;
+  std::int64_t column_begin, column_end;
+};
+
+// The rows begin, begin + step, ... before end.
+struct RowSteps {
+  std::int64_t begin, end, step;
+};
+
+// A member's place in a slab: neighbouring members have neighbouring tiles of a row; where a row has fewer
+// tiles than the team has members, these take several rows at once.
+template <typename Team, int kWidth>
+struct SlabMember {
+  std::int64_t column, column_step;
+  RowSteps rows;
+  int tiles;     // of a row
+  bool at_once;  // whether several members share a tile's rows
+  bool idle;
+
+  PO_HD SlabMember(const Team& team, const Slab& slab)
+      : tiles(static_cast<int>((slab.column_end - slab.column_begin) / kWidth)),
+        at_once(2 * tiles <= team.size()) {
+    const int group = at_once ? team.rank() / tiles : 0, groups = at_once ? team.size() / tiles : 1;
+    const int tile = at_once ? team.rank() % tiles : team.rank();
+    column = slab.column_begin + std::int64_t{kWidth} * tile;
+    column_step = std::int64_t{kWidth} * (at_once ? tiles : team.size());
+    rows = {slab.row_begin + group, slab.row_end, groups};
+    idle = group >= groups;
+  }
+};
+
+// Calls body.template operator()<kWidth>(first channel, rows) for the team's share of a slab: all of these
+// rows are the member's.
+template <typename Team, typename Body>
+PO_HD void for_each_tile_of_rows(const Team& team, const Slab& slab, bool packs, const Body& body) {
+#if defined(__CUDA_ARCH__)
+  const auto share = [&]<int kWidth>() {
+    const SlabMember<Team, kWidth> member(team, slab);
+    if (member.idle) return;
+    for (std::int64_t c = member.column; c < slab.column_end; c += member.column_step) {
+      body.template operator()<kWidth>(c, member.rows);
+    }
+  };
+  packs ? share.template operator()<4>() : share.template operator()<1>();
+#else
+  for_each_tile(team, slab.column_end - slab.column_begin, packs, [&]<int kWidth>(std::int64_t c) {
+    body.template operator()<kWidth>(slab.column_begin + c, RowSteps{slab.row_begin, slab.row_end, 1});
+  });
+#endif
+}
+
+// In place of `packs`, where sums are kept in types that would take too many registers four at a time.
+struct SingleValues {};
+
+// Sums over the rows of a slab, in a fixed order. terms.template operator()<kWidth>(first channel, rows)
+// gives a Sums<kWidth>, which has add(another); store.template operator()<kWidth>(first channel, sums) gets
+// that of all rows, once a tile. On CUDA the team is a block.
+template <template <int> typename Sums, typename Team, typename Packs, typename Terms, typename Store>
+PO_HD void sum_rows(const Team& team, const Slab& slab, Packs packs, const Terms& terms, const Store& store) {
+#if defined(__CUDA_ARCH__)
+  const auto share = [&]<int kWidth>() {
+    const SlabMember<Team, kWidth> member(team, slab);
+    if (!member.at_once) {
+      for (std::int64_t c = member.column; c < slab.column_end; c += member.column_step) {
+        store.template operator()<kWidth>(c, terms.template operator()<kWidth>(c, member.rows));
+      }
+      return;
+    }
+    Sums<kWidth> sums{};
+    if (!member.idle) sums = terms.template operator()<kWidth>(member.column, member.rows);
+    sums = team.fold(sums, member.tiles);
+    if (team.rank() < member.tiles) store.template operator()<kWidth>(member.column, sums);
+  };
+  if constexpr (std::is_same_v<Packs, SingleValues>) {
+    share.template operator()<1>();
+  } else {
+    packs ? share.template operator()<4>() : share.template operator()<1>();
+  }
+#else
+  static_cast<void>(packs);
+  for_each_tile_of_rows(team, slab, true, [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+    store.template operator()<kWidth>(c, terms.template operator()<kWidth>(c, rows));
+  });
+#endif
+}
+
+// Columns of partial results that one team adds up: where rows are many, so are the teams.
+constexpr std::int64_t kSlabColumns = 32;
+constexpr std::int64_t slabs_of(std::int64_t columns) { return (columns + kSlabColumns - 1) / kSlabColumns; }
+PO_HD Slab column_slab(std::int64_t index, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t begin = index * kSlabColumns, end = begin + kSlabColumns;
+  return {0, rows, begin, end < columns ? end : columns};
 }
 
 // Values to be read once as tile.value[v]: on CUDA in registers, on the host in their array, which is what

@@ -80,7 +80,7 @@ PO_HD bool finite(T x) {
 
 // partials[chunk] <- sum of squares, non-finite exactly if one of the chunk's gradients is.
 struct GradientSquares {
-  static constexpr bool kLongRows = true;  // chunks
+  using LongRows = void;  // chunks
   const float* gradients;
   const ArenaChunk* chunks;
   double* partials;

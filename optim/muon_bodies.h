@@ -22,7 +22,7 @@ struct MuonMomentum {
 
 // Advances the momenta; partials[chunk] <- the sum of squares of what the direction is made of.
 struct AdvanceMomenta {
-  static constexpr bool kLongRows = true;  // chunks
+  using LongRows = void;  // chunks
   MuonMomentum momentum;
   const StepState* state;
   const ArenaChunk* chunks;
@@ -48,7 +48,7 @@ struct AdvanceMomenta {
 
 // x <- the momenta ahead of one matrix, over their Frobenius norm.
 struct Normalize {
-  static constexpr bool kLongRows = true;  // chunks
+  using LongRows = void;  // chunks
   MuonMomentum momentum;
   const StepState* state;
   const ArenaChunk* chunks;  // of the matrix, as partials

@@ -160,7 +160,7 @@ PO_HD void for_all_elements(const Elements& elements, std::int64_t begin, std::i
 // once a chunk and chooses the loop.
 template <typename Rule, Update kUpdate, Prediction kPrediction>
 struct StepBody {
-  static constexpr bool kLongRows = true;  // chunks
+  using LongRows = void;  // chunks
   StepArguments<Rule> arguments;
 
   template <typename Team>

@@ -11,7 +11,8 @@
 
 namespace pipeoptim {
 
-inline constexpr std::size_t kAlignment = 64;  // bytes; a cache line and more than any vector access needs
+inline constexpr std::size_t kAlignment =
+    256;  // bytes; what cudaMalloc gives, and cuBLASLt wants of its workspaces
 
 constexpr std::size_t align_up(std::size_t bytes, std::size_t alignment = kAlignment) {
   return (bytes + alignment - 1) / alignment * alignment;

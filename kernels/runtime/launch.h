@@ -11,8 +11,8 @@
 //   template <int kWidth> PO_HD void at(i) const     the elements i to i + kWidth - 1; body(i) is at<1>(i)
 //   bool packs() const                               on the host: whether its arrays allow_packs(...)
 //
-// for_each_row on CUDA gives a warp to a short row and a block to a long one; a body with
-// `static constexpr bool kLongRows = true` always gets a block, and the other kernel is not compiled.
+// for_each_row on CUDA gives a warp to a short row and a block to a long one; a body with `using LongRows =
+// void` always gets a block, and the other kernel is not compiled.
 //
 // Include this header only from .cu files: a launcher instantiated by two compilers would be an ODR
 // violation.

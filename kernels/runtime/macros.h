@@ -6,3 +6,11 @@
 #else
 #define PO_HD inline __attribute__((always_inline))
 #endif
+
+// In front of a loop: how often nvcc unrolls it. What it does itself can take more registers than there are.
+#if defined(__CUDA_ARCH__)
+#define PO_PRAGMA(text) _Pragma(#text)
+#define PO_UNROLL(times) PO_PRAGMA(unroll times)
+#else
+#define PO_UNROLL(times)
+#endif

@@ -2,6 +2,7 @@
 #include <cublas_v2.h>
 
 #include "layers/backend.h"
+#include "layers/batch_addresses.h"
 #include "layers/cuda/handles.h"
 
 namespace pipeoptim::cuda {
@@ -49,6 +50,18 @@ void multiply_strided(cublasHandle_t handle, const Gemm& p, const GemmBatch& bat
         "cublasGemmStridedBatchedEx_64");
 }
 
+void multiply_listed(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
+  const std::int64_t all = batch.count * batch.outer;
+  const auto list = [&](int matrix) {
+    return reinterpret_cast<const void* const*>(batch.addresses + matrix * all);
+  };
+  check(cublasGemmBatchedEx_64(handle, operation(p.transpose_b), operation(p.transpose_a), p.columns, p.rows,
+                               p.inner, &p.alpha, list(1), CUDA_R_32F, p.leading_b, list(0), CUDA_R_32F,
+                               p.leading_a, &p.beta, const_cast<void* const*>(list(2)), CUDA_R_32F,
+                               p.leading_c, all, compute_type(p.precision), CUBLAS_GEMM_DEFAULT),
+        "cublasGemmBatchedEx_64");
+}
+
 // cuBLAS has one step: a call for each of the outer or the inner products, whichever are fewer.
 void multiply(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
   GemmBatch within = batch, around{batch.outer, batch.outer_step_a, batch.outer_step_b, batch.outer_step_c};
@@ -73,7 +86,12 @@ namespace pipeoptim::detail {
 
 void cuda_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch) {
   const cuda::DeviceGuard current(stream.device());
-  cuda::multiply(cuda::handle_of(stream), product, batch);
+  const cublasHandle_t handle = cuda::handle_of(stream);
+  if (batch.addresses == nullptr || batch.count == 1 || batch.outer == 1) {
+    return cuda::multiply(handle, product, batch);
+  }
+  fill_addresses(stream, product, batch);
+  cuda::multiply_listed(handle, product, batch);
 }
 
 }  // namespace pipeoptim::detail

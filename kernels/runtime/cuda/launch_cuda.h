@@ -55,12 +55,37 @@ class BlockTeam {
     __syncthreads();  // with the barrier inside of Reduce, enough for the next call to reuse both
     return all;
   }
+
+  // For members of a rank below `period`: the values of all whose ranks differ from theirs by multiples of
+  // it, added up by T::add. All members must call it.
+  template <typename T>
+  __device__ T fold(T value, int period) const {
+    __shared__ T values[kBlock];
+    __syncthreads();  // after the readers of an earlier call
+    values[rank()] = value;
+    __syncthreads();
+    if (rank() < period) {
+      for (int other = rank() + period; other < kBlock; other += period) value.add(values[other]);
+    }
+    return value;
+  }
+
+  // Which members say yes: member i is bit i % 32 of word i / 32. The words stay until the next call. All
+  // members must call it.
+  __device__ const std::uint32_t* vote(bool yes) const {
+    __shared__ std::uint32_t words[kWarpsOfBlock];
+    __syncthreads();  // after the readers of an earlier call
+    const std::uint32_t word = __ballot_sync(0xFFFFFFFFU, yes ? 1 : 0);
+    if (rank() % kWarp == 0) words[rank() / kWarp] = word;
+    __syncthreads();
+    return words;
+  }
 };
 
 // A body whose rows are always long says so, and no kernel is made for short ones.
 template <typename Body>
 concept LongRowsBody = requires {
-  requires Body::kLongRows;
+  typename Body::LongRows;
 };
 
 template <typename Body>

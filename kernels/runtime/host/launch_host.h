@@ -17,6 +17,10 @@ struct HostTeam {
   PO_HD T reduce(T value, Op) const {
     return value;
   }
+  template <typename T>
+  PO_HD T fold(const T& value, int) const {
+    return value;
+  }
 };
 
 namespace host {
