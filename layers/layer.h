@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/runtime/bf16.h"
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/stream.h"
 #include "layers/tensor.h"
@@ -43,6 +44,8 @@ struct Parameter {
   Initializer initializer;
   Decay decay = Decay::kYes;
   Storage storage = Storage::kRowMajor;
+  // Read by nothing but products whose factors may be rounded to bf16: a pass may be given its bf16 copy.
+  bool may_be_rounded = false;
 };
 
 // One tensor that is saved but not trained or predicted (batch norm's running statistics).
@@ -75,9 +78,9 @@ struct LayerPlan {
 
 enum class Mode { kTraining, kEvaluation };
 
-// How products of fp32 values may be computed on CUDA. kTf32 lets tensor cores round the factors to 10 bits
-// of mantissa; sums stay in fp32. The host computes in fp32 always.
-enum class MatrixPrecision { kFp32, kTf32 };
+// How products and convolutions of fp32 values may be computed. The factors are rounded to 10 bits of
+// mantissa (kTf32: on CUDA only, the host's stay fp32) or 7 (kBf16); sums and results stay in fp32.
+enum class MatrixPrecision { kFp32, kTf32, kBf16 };
 
 // What a layer applies to its output in the same pass, where it offers that.
 enum class Activation { kNone, kRelu };
@@ -96,15 +99,26 @@ struct RandomKey {
   std::uint64_t layer = 0;      // index of the layer in the whole model
 };
 
-// Base pointers of one layer's parameters, in the order of parameters(). Three types, so that a forward
-// cannot be given the backward's weights by mistake.
+// A factor of a product: fp32 values, or the same rounded to bf16. One of the two is null.
+struct Factor {
+  const float* values = nullptr;
+  const Bf16* rounded = nullptr;
+};
+
+// Base pointers of one layer's parameters, in the order of parameters(). `rounded` is empty, or holds for
+// each parameter its bf16 copy or null; where there is a bf16 copy, there is no other. Three types, so that a
+// forward cannot be given the backward's weights by mistake.
 struct ForwardWeights {
   std::span<const float* const> pointers;
+  std::span<const Bf16* const> rounded = {};
   const float* operator[](std::size_t i) const { return pointers[i]; }
+  Factor factor(std::size_t i) const { return {pointers[i], rounded.empty() ? nullptr : rounded[i]}; }
 };
 struct BackwardWeights {
   std::span<const float* const> pointers;
+  std::span<const Bf16* const> rounded = {};
   const float* operator[](std::size_t i) const { return pointers[i]; }
+  Factor factor(std::size_t i) const { return {pointers[i], rounded.empty() ? nullptr : rounded[i]}; }
 };
 // kStore overwrites, kAdd accumulates (the later micro-batches of a mini-batch).
 enum class GradientMode { kStore, kAdd };
