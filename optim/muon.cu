@@ -38,7 +38,8 @@ struct MatrixPlan {
 void cut_range(const OptimizerArena& arena, std::int64_t begin, std::int64_t end, double weight_decay,
                std::vector<ArenaChunk>& chunks) {
   for (const ArenaRange& group : arena_groups(arena)) {
-    cut({std::max(begin, group.begin), std::min(end, group.end), group.decays}, weight_decay, chunks);
+    cut({std::max(begin, group.begin), std::min(end, group.end), group.decays}, weight_decay,
+        arena.rounded_elements, chunks);
   }
 }
 
@@ -79,8 +80,8 @@ class MuonOptimizer final : public StepOptimizer {
         scale_(config.muon_scale),
         multiply_(multiply),
         matrices_(std::move(matrices.matrices)),
-        matrix_chunks_(on_device(device, matrices.matrix_chunks)),
-        other_chunks_(on_device(device, matrices.other_chunks)),
+        matrix_chunks_(device, matrices.matrix_chunks, arena.rounded_elements),
+        other_chunks_(device, matrices.other_chunks, arena.rounded_elements),
         partials_(device, matrices.matrix_chunks.size()),
         x_(device, static_cast<std::size_t>(matrices.largest)),
         next_x_(device, static_cast<std::size_t>(matrices.largest)),
@@ -90,14 +91,12 @@ class MuonOptimizer final : public StepOptimizer {
  private:
   void run(Stream& stream, const Pass& pass) override {
     if (pass.update != Update::kNone) make_directions(stream, pass.gradients);
-    const ChunkList matrices = list(matrix_chunks_), others = list(other_chunks_);
-    launch_pass(stream, matrices.count, pass.update, pass.prediction,
-                arguments(MuonMatrix{}, matrices, pass));
-    launch_pass(stream, others.count, pass.update, pass.prediction, arguments(others_, others, pass));
+    launch_pass(stream, matrix_chunks_.list(), pass.update, pass.prediction, arguments(MuonMatrix{}, pass));
+    launch_pass(stream, other_chunks_.list(), pass.update, pass.prediction, arguments(others_, pass));
   }
 
   void make_directions(Stream& stream, const float* gradients) {
-    const ChunkList chunks = list(matrix_chunks_);
+    const ChunkList chunks = matrix_chunks_.list();
     for_each_row(stream, chunks.count, kChunkElements,
                  AdvanceMomenta{.momentum = momentum_,
                                 .state = plan().state(),
@@ -166,16 +165,13 @@ class MuonOptimizer final : public StepOptimizer {
   static void copy(Stream& stream, float* to, const float* from, std::int64_t elements) {
     stream.copy(to, from, static_cast<std::size_t>(elements) * sizeof(float));
   }
-  static ChunkList list(const Buffer<ArenaChunk>& chunks) {
-    return {chunks.data(), static_cast<std::int64_t>(chunks.size())};
-  }
 
   AdamW others_;
   MuonMomentum momentum_;
   MuonScale scale_;
   MultiplyMatrices multiply_;
   std::vector<Matrix> matrices_;
-  Buffer<ArenaChunk> matrix_chunks_, other_chunks_;
+  ArenaChunks matrix_chunks_, other_chunks_;
   Buffer<double> partials_;
   Buffer<float> x_, next_x_, square_, polynomial_;
 };

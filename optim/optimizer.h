@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/runtime/bf16.h"
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/stream.h"
 
@@ -102,6 +103,18 @@ struct Lookahead {
   }
 };
 
+// Where a prediction is written: the arena's first OptimizerArena::rounded_elements to `rounded`, each
+// rounded to nearest, and those that follow to `values`, from its start on. Without rounded elements
+// `rounded` is null, and all go to `values`.
+struct PredictedWeights {
+  float* values = nullptr;
+  Bf16* rounded = nullptr;
+
+  PredictedWeights() = default;
+  PredictedWeights(float* all) : values(all) {}
+  PredictedWeights(float* behind_rounded, Bf16* first) : values(behind_rounded), rounded(first) {}
+};
+
 struct OptimizerStatus {
   std::int64_t steps = 0;    // completed updates
   std::int64_t skipped = 0;  // updates skipped by the non-finite guard
@@ -123,12 +136,13 @@ class Optimizer {
   // predicted <- weights advanced by `ahead.distance` steps as the predictor says; rates[i] is the learning
   // rate of the i-th of these steps (the linear predictor multiplies rates[0] by the count, as the paper
   // does). With no completed step: a copy. Throws std::invalid_argument for a distance without its rates
-  // where the predictor needs them, and beyond kMaxHorizon.
-  virtual void predict(Stream& stream, const float* weights, float* predicted, Lookahead ahead) = 0;
+  // where the predictor needs them, and beyond kMaxHorizon. All is computed in fp32: an element that is
+  // rounded is the one that would have been written otherwise, rounded.
+  virtual void predict(Stream& stream, const float* weights, PredictedWeights predicted, Lookahead ahead) = 0;
 
   // Both in one pass; bit for bit what update() then predict() give.
   virtual void update_predict(Stream& stream, float* weights, const float* gradients, float lr,
-                              float* predicted, Lookahead ahead) = 0;
+                              PredictedWeights predicted, Lookahead ahead) = 0;
 
   // Slot arrays (names as in PyTorch: "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"; last, where
   // the predictor keeps it, "step_average"), in the device's memory.
@@ -142,10 +156,15 @@ class Optimizer {
   virtual void restore_status(Stream& stream, const OptimizerStatus& from) = 0;
 };
 
+// Elements whose bf16 copy is as long as two of the accesses of 16 bytes that CUDA makes.
+inline constexpr std::int64_t kRoundedMultiple = 16;
+
 struct OptimizerArena {
   std::int64_t elements = 0;            // of the arena, padding included
   std::vector<ArenaRange> groups = {};  // cover the arena in order; none: one that decays
   std::vector<NamedRange> names = {};   // tensors
+  // The first ones, whose predicted copy is bf16: a multiple of kRoundedMultiple, or all.
+  std::int64_t rounded_elements = 0;
 };
 
 // c <- alpha op(a) op(b) + beta c in the order of a stream; all row by row without gaps, op(a) is rows x

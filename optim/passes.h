@@ -2,8 +2,11 @@
 // where the new state is still in registers when the predicted weight is computed from it.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
+#include <type_traits>
 
+#include "kernels/runtime/bf16.h"
 #include "kernels/runtime/pack.h"
 #include "optim/guard.h"
 #include "optim/plan.h"
@@ -22,7 +25,7 @@ template <typename Rule>
 struct StepArguments {
   Rule rule;
   const StepState* state;
-  const ArenaChunk* chunks;
+  const ArenaChunk* chunks = nullptr;  // of the launch
   const CoastPlan* coast;
   float* slots;
   std::int64_t slot_stride;
@@ -31,13 +34,30 @@ struct StepArguments {
   float one_minus_step_decay;
   float* weights;
   const float* gradients;
-  float* predicted;
+  float* predicted;  // where element 0 would lie: the first ones are in `rounded`
+  Bf16* rounded;
   float lr;
   float travel;  // what multiplies the direction, or the average step
 };
 
+// Where element 0 of an array would lie whose element `first` lies at `address`.
+PO_HD float* counted_from(std::int64_t first, float* address) {
+  const auto bytes = static_cast<std::uintptr_t>(first) * sizeof(float);
+  return reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(address) - bytes);
+}
+
+// An element of the predicted copy: fp32, or bf16.
+template <typename Ahead>
+PO_HD Ahead stored_as(float value) {
+  if constexpr (std::is_same_v<Ahead, Bf16>) {
+    return to_bf16(value);
+  } else {
+    return value;
+  }
+}
+
 // The elements of one chunk; the scalars are in registers and nothing depends on the element any more.
-template <typename Rule, Update kUpdate, Prediction kPrediction>
+template <typename Rule, Update kUpdate, Prediction kPrediction, typename Ahead>
 struct StepElements {
   static constexpr bool kUpdates = kUpdate != Update::kNone;
   static constexpr bool kTracks = kUpdate == Update::kTrackedStep;
@@ -56,7 +76,7 @@ struct StepElements {
   float one_minus_step_decay;
   float* __restrict__ weights;
   const float* __restrict__ gradients;
-  float* __restrict__ predicted;
+  Ahead* __restrict__ predicted;
   StepNow now;
   float gradient_scale;
   float travel;
@@ -65,7 +85,8 @@ struct StepElements {
   PO_HD void at(std::int64_t i) const {
     using P = Pack<kWidth>;
     P weight = load_pack<kWidth>(weights + i);
-    P gradient{}, average{}, ahead;
+    P gradient{}, average{};
+    Pack<kWidth, Ahead> ahead;
     P state[Rule::kSlots];
     if constexpr (kUpdates) gradient = load_pack<kWidth>(gradients + i);
     if constexpr (kReadsAverage) average = load_pack<kWidth>(step_average + i);
@@ -89,8 +110,9 @@ struct StepElements {
       if constexpr (kTracks) {
         average.value[lane] = step_decay * average.value[lane] + one_minus_step_decay * (w - before);
       }
-      if constexpr (kPrediction != Prediction::kNone)
-        ahead.value[lane] = ahead_of(w, own, average.value[lane]);
+      if constexpr (kPrediction != Prediction::kNone) {
+        ahead.value[lane] = stored_as<Ahead>(ahead_of(w, own, average.value[lane]));
+      }
     }
     if constexpr (kUpdates) {
       store_pack(weights + i, weight);
@@ -136,6 +158,16 @@ struct CoastElements {
   }
 };
 
+struct RoundElements {
+  const float* __restrict__ values;
+  Bf16* __restrict__ rounded;
+
+  template <int kWidth>
+  PO_HD void at(std::int64_t i) const {
+    rounded[i] = to_bf16(values[i]);
+  }
+};
+
 // Calls elements.at() for all of [begin, end): on CUDA in packs where the address allows.
 template <typename Elements, typename Team>
 PO_HD void for_all_elements(const Elements& elements, std::int64_t begin, std::int64_t end,
@@ -156,9 +188,9 @@ PO_HD void for_all_elements(const Elements& elements, std::int64_t begin, std::i
 #endif
 }
 
-// The body of all passes. What a step has decided on the device (skipped, or none completed yet) is looked up
-// once a chunk and chooses the loop.
-template <typename Rule, Update kUpdate, Prediction kPrediction>
+// The body of all passes, over chunks whose predicted elements are of one type. What a step has decided on
+// the device (skipped, or none completed yet) is looked up once a chunk and chooses the loop.
+template <typename Rule, Update kUpdate, Prediction kPrediction, typename Ahead>
 struct StepBody {
   using LongRows = void;  // chunks
   StepArguments<Rule> arguments;
@@ -185,6 +217,7 @@ struct StepBody {
 #if !defined(__CUDA_ARCH__)
     // The host coasts in loops over the chunk, which is in its cache; the same operations in the same order.
     if constexpr (kPredictionNow == Prediction::kGeometric && CoastsByStep<Rule>) {
+      if constexpr (std::is_same_v<Ahead, Bf16>) return coast_and_round<kUpdateNow>(row, team);
       run<kUpdateNow, Prediction::kCopy>(row, team);
       for (int i = 0; i < a.coast->steps; ++i) {
         const CoastElements<Rule> elements{a.rule,      a.slots,          a.slot_stride,
@@ -194,7 +227,7 @@ struct StepBody {
       return;
     }
 #endif
-    const StepElements<Rule, kUpdateNow, kPredictionNow> elements{
+    const StepElements<Rule, kUpdateNow, kPredictionNow, Ahead> elements{
         a.rule,
         a.coast,
         a.slots,
@@ -204,21 +237,48 @@ struct StepBody {
         a.one_minus_step_decay,
         a.weights,
         a.gradients,
-        a.predicted,
+        ahead(),
         {a.state->scalars, a.lr, chunk.weight_decay},
         a.state->gradient_scale,
         a.travel};
     for_all_elements(elements, chunk.begin, chunk.end, team);
   }
+
+  PO_HD Ahead* ahead() const {
+    if constexpr (std::is_same_v<Ahead, Bf16>) {
+      return arguments.rounded;
+    } else {
+      return arguments.predicted;
+    }
+  }
+
+  // On the host: what the loops of the steps read and write again stays fp32 until the last one.
+  template <Update kUpdateNow, typename Team>
+  PO_HD void coast_and_round(std::int64_t row, const Team& team) const {
+    const ArenaChunk chunk = arguments.chunks[row];
+    float chunk_ahead[kChunkElements];
+    StepBody<Rule, kUpdate, kPrediction, float> unrounded{arguments};
+    unrounded.arguments.predicted = counted_from(chunk.begin, chunk_ahead);
+    unrounded.template run<kUpdateNow, Prediction::kGeometric>(row, team);
+    for_all_elements(RoundElements{unrounded.arguments.predicted, arguments.rounded}, chunk.begin, chunk.end,
+                     team);
+  }
 };
 
+// One launch over the chunks of each type that the predicted elements have.
 template <typename Rule, Update kUpdate, Prediction kPrediction>
-void launch_body(Stream& stream, std::int64_t chunks, const StepArguments<Rule>& given) {
-  for_each_row(stream, chunks, kChunkElements, StepBody<Rule, kUpdate, kPrediction>{given});
+void launch_body(Stream& stream, ChunkList chunks, StepArguments<Rule> given) {
+  given.chunks = chunks.data;
+  if constexpr (kPrediction != Prediction::kNone) {
+    for_each_row(stream, chunks.rounded, kChunkElements, StepBody<Rule, kUpdate, kPrediction, Bf16>{given});
+    given.chunks += chunks.rounded;
+    chunks.count -= chunks.rounded;
+  }
+  for_each_row(stream, chunks.count, kChunkElements, StepBody<Rule, kUpdate, kPrediction, float>{given});
 }
 
 template <typename Rule, Update kUpdate>
-void launch_update(Stream& stream, std::int64_t chunks, Prediction prediction,
+void launch_update(Stream& stream, const ChunkList& chunks, Prediction prediction,
                    const StepArguments<Rule>& given) {
   // A step is tracked for the predictor that needs it, and for no other.
   constexpr bool kDirection = kUpdate != Update::kTrackedStep, kAverage = kUpdate != Update::kStep;
@@ -247,9 +307,9 @@ void launch_update(Stream& stream, std::int64_t chunks, Prediction prediction,
   throw std::logic_error("an optimizer's pass that no predictor has");
 }
 
-// The pass over the chunks that `given` points at.
+// The pass over `chunks`.
 template <typename Rule>
-void launch_pass(Stream& stream, std::int64_t chunks, Update update, Prediction prediction,
+void launch_pass(Stream& stream, const ChunkList& chunks, Update update, Prediction prediction,
                  const StepArguments<Rule>& given) {
   switch (update) {
     case Update::kNone:

@@ -29,6 +29,13 @@ void validate(const OptimizerArena& arena) {
     refuse("the groups cover " + std::to_string(covered) + " of " + std::to_string(arena.elements) +
            " elements");
   }
+  const std::int64_t rounded = arena.rounded_elements;
+  if (rounded < 0 || rounded > arena.elements ||
+      (rounded % kRoundedMultiple != 0 && rounded != arena.elements)) {
+    refuse("rounded_elements is " + std::to_string(rounded) + ", no multiple of " +
+           std::to_string(kRoundedMultiple) + " within the " + std::to_string(arena.elements) +
+           " elements, nor all of them");
+  }
   for (const NamedRange& name : arena.names) {
     if (name.begin < 0 || name.end < name.begin || name.end > arena.elements) {
       refuse("'" + name.name + "' " + extent(name.begin, name.end) + " lies outside of the " +
@@ -47,24 +54,35 @@ std::vector<ArenaRange> arena_groups(const OptimizerArena& arena) {
   return arena.groups.empty() ? std::vector<ArenaRange>{{0, arena.elements, true}} : arena.groups;
 }
 
-void cut(const ArenaRange& range, double weight_decay, std::vector<ArenaChunk>& chunks) {
-  for (std::int64_t begin = range.begin; begin < range.end; begin += kChunkElements) {
-    chunks.push_back({begin, std::min(begin + kChunkElements, range.end),
-                      range.decays ? static_cast<float>(weight_decay) : 0.0f});
+ArenaChunks::ArenaChunks(Device device, const std::vector<ArenaChunk>& chunks, std::int64_t rounded_elements)
+    : chunks_(on_device(device, chunks)),
+      rounded_(std::count_if(chunks.begin(), chunks.end(), [rounded_elements](const ArenaChunk& chunk) {
+        return chunk.end <= rounded_elements;
+      })) {}
+
+void cut(const ArenaRange& range, double weight_decay, std::int64_t rounded_elements,
+         std::vector<ArenaChunk>& chunks) {
+  for (std::int64_t begin = range.begin, end = begin; begin < range.end; begin = end) {
+    end = std::min(begin + kChunkElements, range.end);
+    if (begin < rounded_elements) end = std::min(end, rounded_elements);
+    chunks.push_back({begin, end, range.decays ? static_cast<float>(weight_decay) : 0.0f});
   }
 }
 
 StepPlan::StepPlan(Device device, const OptimizerConfig& config, StepDecays decays, OptimizerArena arena)
-    : elements_(arena.elements), decays_(decays), clip_norm_(config.clip_norm) {
+    : elements_(arena.elements),
+      rounded_elements_(arena.rounded_elements),
+      decays_(decays),
+      clip_norm_(config.clip_norm) {
   validate(arena);
   const std::vector<ArenaRange> groups = arena_groups(arena);
   std::vector<ArenaChunk> chunks;
   for (std::size_t i = 0; i < groups.size(); ++i) {
     ArenaRange group = groups[i];
     while (i + 1 < groups.size() && groups[i + 1].decays == group.decays) group.end = groups[++i].end;
-    cut(group, config.weight_decay, chunks);
+    cut(group, config.weight_decay, arena.rounded_elements, chunks);
   }
-  chunks_ = on_device(device, chunks);
+  chunks_ = ArenaChunks(device, chunks, arena.rounded_elements);
   std::vector<ArenaRange> names;
   for (const NamedRange& name : arena.names) names.push_back({name.begin, name.end, true});
   names_ = on_device(device, names);
@@ -74,14 +92,14 @@ StepPlan::StepPlan(Device device, const OptimizerConfig& config, StepDecays deca
 }
 
 void StepPlan::begin_step(Stream& stream, const float* gradients) {
-  for_each_row(stream, chunks().count, kChunkElements,
-               GradientSquares{gradients, chunks_.data(), partials_.data()});
-  for_each_row(stream, 1, chunks().count,
+  const ChunkList list = chunks();
+  for_each_row(stream, list.count, kChunkElements, GradientSquares{gradients, list.data, partials_.data()});
+  for_each_row(stream, 1, list.count,
                BeginStep{.state = state_.data(),
                          .partials = partials_.data(),
-                         .partial_count = chunks().count,
+                         .partial_count = list.count,
                          .gradients = gradients,
-                         .chunks = chunks_.data(),
+                         .chunks = list.data,
                          .names = names_.data(),
                          .name_count = static_cast<std::int64_t>(names_.size()),
                          .decays = decays_,
@@ -133,11 +151,10 @@ std::int64_t slot_stride(std::int64_t elements) {
   return (elements + kLine - 1) / kLine * kLine + (elements >= kLarge ? kStagger : 0);
 }
 
-void require_step_alignment(Device device, const float* weights, const float* gradients,
-                            const float* predicted) {
+void require_step_alignment(Device device, std::initializer_list<const void*> arrays) {
   if (device.backend != Backend::kCuda) return;
-  for (const float* pointer : {weights, gradients, predicted}) {
-    if (reinterpret_cast<std::uintptr_t>(pointer) % 16 != 0) {
+  for (const void* array : arrays) {
+    if (!allow_packs(array)) {
       throw std::invalid_argument("the optimizer's arenas on CUDA must be aligned to 16 bytes");
     }
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "kernels/runtime/buffer.h"
@@ -10,10 +11,23 @@
 
 namespace pipeoptim {
 
-// Chunks in device memory.
+// Chunks in device memory, in the order of the arena.
 struct ChunkList {
   const ArenaChunk* data = nullptr;
   std::int64_t count = 0;
+  std::int64_t rounded = 0;  // the first ones, whose predicted copy is bf16
+};
+
+class ArenaChunks {
+ public:
+  ArenaChunks() = default;
+  ArenaChunks(Device device, const std::vector<ArenaChunk>& chunks, std::int64_t rounded_elements);
+
+  ChunkList list() const { return {chunks_.data(), static_cast<std::int64_t>(chunks_.size()), rounded_}; }
+
+ private:
+  Buffer<ArenaChunk> chunks_;
+  std::int64_t rounded_ = 0;
 };
 
 // Validates the arena.
@@ -28,15 +42,17 @@ class StepPlan {
   void copy_status(Stream& stream, OptimizerStatus* to);
 
   std::int64_t elements() const { return elements_; }
-  ChunkList chunks() const { return {chunks_.data(), static_cast<std::int64_t>(chunks_.size())}; }
+  std::int64_t rounded_elements() const { return rounded_elements_; }
+  ChunkList chunks() const { return chunks_.list(); }
   const StepState* state() const { return state_.data(); }
   const CoastPlan* coast() const { return coast_.data(); }
 
  private:
   std::int64_t elements_ = 0;
+  std::int64_t rounded_elements_ = 0;
   StepDecays decays_;
   double clip_norm_ = 0;
-  Buffer<ArenaChunk> chunks_;
+  ArenaChunks chunks_;
   Buffer<ArenaRange> names_;
   Buffer<double> partials_;
   Buffer<StepState> state_;
@@ -46,8 +62,9 @@ class StepPlan {
 // Groups of the arena; one where it names none.
 std::vector<ArenaRange> arena_groups(const OptimizerArena& arena);
 
-// Appends chunks for the elements of `range`.
-void cut(const ArenaRange& range, double weight_decay, std::vector<ArenaChunk>& chunks);
+// Appends chunks for the elements of `range`. The last rounded element ends a chunk.
+void cut(const ArenaRange& range, double weight_decay, std::int64_t rounded_elements,
+         std::vector<ArenaChunk>& chunks);
 
 // Throws std::invalid_argument where the predictor cannot look so far or lacks the learning rates.
 void require_lookahead(Predictor predictor, const Lookahead& ahead);
@@ -59,8 +76,7 @@ float travel(Predictor predictor, const Lookahead& ahead);
 std::int64_t slot_stride(std::int64_t elements);
 
 // Throws std::invalid_argument where the accesses of 16 bytes on CUDA could not be made.
-void require_step_alignment(Device device, const float* weights, const float* gradients,
-                            const float* predicted);
+void require_step_alignment(Device device, std::initializer_list<const void*> arrays);
 
 template <typename T>
 Buffer<T> on_device(Device device, const std::vector<T>& values) {

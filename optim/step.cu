@@ -1,18 +1,9 @@
 #include <stdexcept>
+#include <string>
 
 #include "optim/step.h"
 
 namespace pipeoptim {
-namespace {
-
-void require_apart(const float* weights, const float* predicted) {
-  if (weights == predicted) {
-    throw std::invalid_argument("predicted weights need memory of their own at a horizon above 0");
-  }
-}
-
-}  // namespace
-
 StepOptimizer::StepOptimizer(Device device, SlotNames names, StepDecays decays, const OptimizerConfig& config,
                              OptimizerArena arena)
     : plan_(device, config, decays, std::move(arena)),
@@ -26,19 +17,19 @@ void StepOptimizer::update(Stream& stream, float* weights, const float* gradient
   start(stream, {.update = tracked_update(), .weights = weights, .gradients = gradients, .lr = lr}, {});
 }
 
-void StepOptimizer::predict(Stream& stream, const float* weights, float* predicted, Lookahead ahead) {
+void StepOptimizer::predict(Stream& stream, const float* weights, PredictedWeights predicted,
+                            Lookahead ahead) {
   require_lookahead(predictor_, ahead);
   const Pass pass{.prediction = prediction(ahead),
                   .weights = const_cast<float*>(weights),
                   .predicted = predicted,
                   .travel = travel(predictor_, ahead)};
-  if (pass.prediction == Prediction::kCopy && weights == predicted) return;
-  require_apart(weights, predicted);
+  if (in_place(pass)) return;
   start(stream, pass, ahead);
 }
 
 void StepOptimizer::update_predict(Stream& stream, float* weights, const float* gradients, float lr,
-                                   float* predicted, Lookahead ahead) {
+                                   PredictedWeights predicted, Lookahead ahead) {
   require_lookahead(predictor_, ahead);
   const Pass pass{.update = tracked_update(),
                   .prediction = prediction(ahead),
@@ -47,10 +38,7 @@ void StepOptimizer::update_predict(Stream& stream, float* weights, const float* 
                   .predicted = predicted,
                   .lr = lr,
                   .travel = travel(predictor_, ahead)};
-  if (pass.prediction == Prediction::kCopy && weights == predicted) {
-    return update(stream, weights, gradients, lr);
-  }
-  require_apart(weights, predicted);
+  if (in_place(pass)) return update(stream, weights, gradients, lr);
   start(stream, pass, ahead);
 }
 
@@ -67,8 +55,22 @@ Prediction StepOptimizer::prediction(const Lookahead& ahead) const {
   return predictor_ == Predictor::kGeometric ? Prediction::kGeometric : Prediction::kLinear;
 }
 
+// A copy onto the weights themselves is none. Throws std::invalid_argument where the prediction could not be
+// written.
+bool StepOptimizer::in_place(const Pass& pass) const {
+  const bool rounds = plan_.rounded_elements() > 0;
+  if (rounds && pass.predicted.rounded == nullptr) {
+    throw std::invalid_argument("the " + std::to_string(plan_.rounded_elements()) +
+                                " elements whose prediction is rounded were given no memory");
+  }
+  if (pass.weights != pass.predicted.values) return false;
+  if (pass.prediction == Prediction::kCopy && !rounds) return true;
+  throw std::invalid_argument("predicted weights need memory of their own, but for a copy in fp32");
+}
+
 void StepOptimizer::start(Stream& stream, const Pass& pass, const Lookahead& ahead) {
-  require_step_alignment(stream.device(), pass.weights, pass.gradients, pass.predicted);
+  require_step_alignment(stream.device(),
+                         {pass.weights, pass.gradients, pass.predicted.values, pass.predicted.rounded});
   if (pass.update != Update::kNone) plan_.begin_step(stream, pass.gradients);
   if (pass.prediction == Prediction::kGeometric) plan_.plan_coast(stream, ahead.rates);
   run(stream, pass);

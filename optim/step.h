@@ -31,9 +31,9 @@ class StepOptimizer : public Optimizer {
  public:
   int slots() const final { return names_.count + (tracks() ? 1 : 0); }
   void update(Stream& stream, float* weights, const float* gradients, float lr) final;
-  void predict(Stream& stream, const float* weights, float* predicted, Lookahead ahead) final;
-  void update_predict(Stream& stream, float* weights, const float* gradients, float lr, float* predicted,
-                      Lookahead ahead) final;
+  void predict(Stream& stream, const float* weights, PredictedWeights predicted, Lookahead ahead) final;
+  void update_predict(Stream& stream, float* weights, const float* gradients, float lr,
+                      PredictedWeights predicted, Lookahead ahead) final;
   std::vector<std::pair<std::string, float*>> state() final;
   void copy_status(Stream& stream, OptimizerStatus* to) final { plan_.copy_status(stream, to); }
   void restore_status(Stream& stream, const OptimizerStatus& from) final { plan_.restore(stream, from); }
@@ -44,7 +44,7 @@ class StepOptimizer : public Optimizer {
     Prediction prediction = Prediction::kNone;
     float* weights = nullptr;  // a pass without an update does not write them
     const float* gradients = nullptr;
-    float* predicted = nullptr;
+    PredictedWeights predicted = {};
     float lr = 0;
     float travel = 0;
   };
@@ -59,10 +59,9 @@ class StepOptimizer : public Optimizer {
   float* slot(int index) { return slots_.data() + index * stride_; }
 
   template <typename Rule>
-  StepArguments<Rule> arguments(const Rule& rule, ChunkList chunks, const Pass& pass) {
+  StepArguments<Rule> arguments(const Rule& rule, const Pass& pass) {
     return {.rule = rule,
             .state = plan_.state(),
-            .chunks = chunks.data,
             .coast = plan_.coast(),
             .slots = slots_.data(),
             .slot_stride = stride_,
@@ -71,7 +70,8 @@ class StepOptimizer : public Optimizer {
             .one_minus_step_decay = static_cast<float>(1 - step_decay_),
             .weights = pass.weights,
             .gradients = pass.gradients,
-            .predicted = pass.predicted,
+            .predicted = counted_from(plan_.rounded_elements(), pass.predicted.values),
+            .rounded = pass.predicted.rounded,
             .lr = pass.lr,
             .travel = pass.travel};
   }
@@ -80,6 +80,7 @@ class StepOptimizer : public Optimizer {
   bool tracks() const { return predictor_ == Predictor::kDifference; }
   Update tracked_update() const { return tracks() ? Update::kTrackedStep : Update::kStep; }
   Prediction prediction(const Lookahead& ahead) const;
+  bool in_place(const Pass& pass) const;
   void start(Stream& stream, const Pass& pass, const Lookahead& ahead);
 
   StepPlan plan_;
@@ -100,8 +101,7 @@ class RuleOptimizer final : public StepOptimizer {
 
  private:
   void run(Stream& stream, const Pass& pass) override {
-    const ChunkList chunks = plan().chunks();
-    launch_pass(stream, chunks.count, pass.update, pass.prediction, arguments(rule_, chunks, pass));
+    launch_pass(stream, plan().chunks(), pass.update, pass.prediction, arguments(rule_, pass));
   }
 
   Rule rule_;

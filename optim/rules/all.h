@@ -12,7 +12,7 @@
 namespace pipeoptim {
 
 template <typename Rule>
-using LaunchPass = void(Stream&, std::int64_t, Update, Prediction, const StepArguments<Rule>&);
+using LaunchPass = void(Stream&, const ChunkList&, Update, Prediction, const StepArguments<Rule>&);
 
 extern template LaunchPass<Sgd> launch_pass<Sgd>;
 extern template LaunchPass<SgdMomentum> launch_pass<SgdMomentum>;
