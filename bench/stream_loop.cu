@@ -7,11 +7,12 @@
 namespace pipeoptim::bench {
 namespace {
 
-template <int kRead, int kKept, int kWritten>
+template <int kRead, int kKept, int kWritten, int kRounded>
 struct DeviceLoop {
   const float* read[kRead];
   float* kept[kKept + 1];  // + 1: there may be none
   float* written[kWritten + 1];
+  Bf16* rounded[kRounded + 1];
   float zero;  // at run time, so that the compiler cannot leave out anything
 
   static constexpr int kWidth = 4;
@@ -26,11 +27,17 @@ struct DeviceLoop {
       store_pack(kept[k] + i, value);
     }
     for (int k = 0; k < kWritten; ++k) store_pack(written[k] + i, sum);
+    if constexpr (kRounded > 0) {
+      Pack<kPack, Bf16> nearest;
+      for (int j = 0; j < kPack; ++j) nearest.value[j] = to_bf16(sum.value[j]);
+      for (int k = 0; k < kRounded; ++k) store_pack(rounded[k] + i, nearest);
+    }
   }
   bool packs() const {
-    const auto aligned = [](const float* array) { return allow_packs(array); };
+    const auto aligned = [](const void* array) { return allow_packs(array); };
     return std::all_of(read, read + kRead, aligned) && std::all_of(kept, kept + kKept, aligned) &&
-           std::all_of(written, written + kWritten, aligned);
+           std::all_of(written, written + kWritten, aligned) &&
+           std::all_of(rounded, rounded + kRounded, aligned);
   }
 
  private:
@@ -43,11 +50,12 @@ struct DeviceLoop {
 }  // namespace
 
 void enqueue_device_loop(Stream& stream, const Traffic& traffic, std::int64_t n) {
-  with_counts(traffic, [&]<int kRead, int kKept, int kWritten>() {
-    DeviceLoop<kRead, kKept, kWritten> loop{};
+  with_counts(traffic, [&]<int kRead, int kKept, int kWritten, int kRounded>() {
+    DeviceLoop<kRead, kKept, kWritten, kRounded> loop{};
     std::copy(traffic.read.begin(), traffic.read.end(), loop.read);
     std::copy(traffic.kept.begin(), traffic.kept.end(), loop.kept);
     std::copy(traffic.written.begin(), traffic.written.end(), loop.written);
+    std::copy(traffic.rounded.begin(), traffic.rounded.end(), loop.rounded);
     for_each(stream, n, loop);
   });
 }
