@@ -132,7 +132,7 @@ void Concat::forward(const ForwardContext& context) const {
   const std::int64_t rows = context.output.elements() / channels;
   for (const Branch& branch : branches_) {
     ForwardContext inner = context;
-    inner.weights = {context.weights.pointers.subspan(branch.first_parameter, branch.parameters)};
+    inner.weights = context.weights.slice(branch.first_parameter, branch.parameters);
     inner.states = context.states.subspan(branch.first_state, branch.states);
     const bool kept = needs_output(branch.plan.needs);
     inner.output = {floats_at(kept ? context.stash : context.workspace, branch.output), branch.plan.output};
@@ -158,7 +158,7 @@ void Concat::run_backward(const BackwardContext& context, Half half) const {
     float* const input_gradient =
         first ? context.input_gradient.data : floats_at(context.workspace, input_gradient_);
     BackwardContext inner = context;
-    inner.weights = {context.weights.pointers.subspan(branch.first_parameter, branch.parameters)};
+    inner.weights = context.weights.slice(branch.first_parameter, branch.parameters);
     inner.gradients.pointers = context.gradients.pointers.subspan(branch.first_parameter, branch.parameters);
     inner.output =
         ConstTensor(needs_output(branch.plan.needs) ? floats_at(context.stash, branch.output) : nullptr,

@@ -113,12 +113,18 @@ struct ForwardWeights {
   std::span<const Bf16* const> rounded = {};
   const float* operator[](std::size_t i) const { return pointers[i]; }
   Factor factor(std::size_t i) const { return {pointers[i], rounded.empty() ? nullptr : rounded[i]}; }
+  ForwardWeights slice(std::size_t first, std::size_t count = std::dynamic_extent) const {
+    return {pointers.subspan(first, count), rounded.empty() ? rounded : rounded.subspan(first, count)};
+  }
 };
 struct BackwardWeights {
   std::span<const float* const> pointers;
   std::span<const Bf16* const> rounded = {};
   const float* operator[](std::size_t i) const { return pointers[i]; }
   Factor factor(std::size_t i) const { return {pointers[i], rounded.empty() ? nullptr : rounded[i]}; }
+  BackwardWeights slice(std::size_t first, std::size_t count = std::dynamic_extent) const {
+    return {pointers.subspan(first, count), rounded.empty() ? rounded : rounded.subspan(first, count)};
+  }
 };
 // kStore overwrites, kAdd accumulates (the later micro-batches of a mini-batch).
 enum class GradientMode { kStore, kAdd };

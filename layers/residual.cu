@@ -101,14 +101,14 @@ LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
 void Residual::forward(const ForwardContext& context) const {
   ForwardContext branch = context;
   branch.workspace = context.workspace + branch_workspace_;
-  branch.weights = {context.weights.pointers.first(body_parameters_)};
+  branch.weights = context.weights.slice(0, body_parameters_);
   branch.states = context.states.first(body_states_);
   float* const body = body_output_kept_ ? floats_at(context.stash, body_output_) : context.output.data;
   branch.output = {body, body_plan_.output};
   body_.forward(branch);
   const float* other = context.input.data;
   if (shortcut_) {
-    branch.weights = {context.weights.pointers.subspan(body_parameters_)};
+    branch.weights = context.weights.slice(body_parameters_);
     branch.states = context.states.subspan(body_states_);
     branch.stash = context.stash + shortcut_stash_;
     branch.output = {floats_at(shortcut_output_kept_ ? context.stash : context.workspace, shortcut_output_),
@@ -137,14 +137,14 @@ void Residual::run_backward(const BackwardContext& context, Half half) const {
     }
     branch.output_gradient = ConstTensor(gradient, context.output_gradient.shape);
   }
-  branch.weights = {context.weights.pointers.first(body_parameters_)};
+  branch.weights = context.weights.slice(0, body_parameters_);
   branch.gradients.pointers = context.gradients.pointers.first(body_parameters_);
   branch.output.data = body_output_kept_ ? floats_at(context.stash, body_output_) : nullptr;
   run(body_, branch);
 
   const float* other = branch.output_gradient.data;
   if (shortcut_) {
-    branch.weights = {context.weights.pointers.subspan(body_parameters_)};
+    branch.weights = context.weights.slice(body_parameters_);
     branch.gradients.pointers = context.gradients.pointers.subspan(body_parameters_);
     branch.output.data = shortcut_output_kept_ ? floats_at(context.stash, shortcut_output_) : nullptr;
     branch.stash = context.stash + shortcut_stash_;

@@ -214,16 +214,15 @@ void Sequence::forward(const ForwardContext& context) const {
     const Share& share = shares_[i];
     RandomKey random = context.random;
     random.layer += share.random_layer;
-    children_[i].layer->forward(
-        {.stream = context.stream,
-         .weights = {slice(context.weights.pointers, share.first_parameter, share.parameters)},
-         .states = slice(context.states, share.first_state, share.states),
-         .input = ConstTensor(at(i), boundaries_[i].shape),
-         .output = {at(i + 1), boundaries_[i + 1].shape},
-         .stash = context.stash + share.stash_offset,
-         .workspace = context.workspace + child_workspace_,
-         .mode = context.mode,
-         .random = random});
+    children_[i].layer->forward({.stream = context.stream,
+                                 .weights = context.weights.slice(share.first_parameter, share.parameters),
+                                 .states = slice(context.states, share.first_state, share.states),
+                                 .input = ConstTensor(at(i), boundaries_[i].shape),
+                                 .output = {at(i + 1), boundaries_[i + 1].shape},
+                                 .stash = context.stash + share.stash_offset,
+                                 .workspace = context.workspace + child_workspace_,
+                                 .mode = context.mode,
+                                 .random = random});
   }
 }
 
@@ -254,7 +253,7 @@ BackwardContext Sequence::child_context(std::size_t i, const BackwardContext& co
   const WeightGradients gradients{slice(context.gradients.pointers, share.first_parameter, share.parameters),
                                   context.gradients.mode};
   return {.stream = context.stream,
-          .weights = {slice(context.weights.pointers, share.first_parameter, share.parameters)},
+          .weights = context.weights.slice(share.first_parameter, share.parameters),
           .gradients = gradients,
           .input = ConstTensor(needs_input(plan.needs) ? at(i) : nullptr, boundaries_[i].shape),
           .output = ConstTensor(needs_output(plan.needs) ? at(i + 1) : nullptr, boundaries_[i + 1].shape),

@@ -9,10 +9,12 @@
 namespace pipeoptim {
 namespace {
 
-constexpr std::int64_t kPadding =
-    kAlignment / sizeof(float);  // elements: every tensor starts on a cache line
-
-std::int64_t padded(std::int64_t elements) { return (elements + kPadding - 1) / kPadding * kPadding; }
+// Every tensor starts on a cache line, also where it is in bf16.
+template <typename T = float>
+std::int64_t padded(std::int64_t elements) {
+  constexpr std::int64_t kPadding = kAlignment / sizeof(T);
+  return (elements + kPadding - 1) / kPadding * kPadding;
+}
 
 // The optimizer's products of matrices are made by whom the layers have theirs from.
 void multiply(Stream& stream, const MatrixProduct& product) {
@@ -46,7 +48,8 @@ Stage::Stage(StageOptions options, std::vector<NamedLayer> layers) : options_(st
   slot_bytes_ = slot.bytes();
 }
 
-// Decaying parameters first, so that each parameter group is one contiguous range and one launch.
+// What predicted copies hold in bf16 comes first, and of each part the decaying parameters, so that both are
+// contiguous ranges.
 void Stage::place_tensors() {
   for (const Parameter& parameter : layers_->parameters()) {
     parameters_.push_back({{parameter.name, parameter.shape, true, options_.index, parameter.initializer},
@@ -54,13 +57,21 @@ void Stage::place_tensors() {
                            parameter.storage});
   }
   const std::vector<Parameter> declared = layers_->parameters();
-  for (const Decay group : {Decay::kYes, Decay::kNo}) {
-    for (std::size_t i = 0; i < declared.size(); ++i) {
-      if (declared[i].decay != group) continue;
-      parameters_[i].offset = parameter_elements_;
-      parameter_elements_ += padded(declared[i].shape.elements());
+  const bool rounds = options_.precision == MatrixPrecision::kBf16 && options_.predicted_slots > 0;
+  for (const bool rounded : {true, false}) {
+    for (const Decay decay : {Decay::kYes, Decay::kNo}) {
+      const std::int64_t begin = parameter_elements_;
+      for (std::size_t i = 0; i < declared.size(); ++i) {
+        if (declared[i].decay != decay || (rounds && declared[i].may_be_rounded) != rounded) continue;
+        const std::int64_t elements = declared[i].shape.elements();
+        parameters_[i].offset = parameter_elements_;
+        parameter_elements_ += rounded ? padded<Bf16>(elements) : padded(elements);
+      }
+      if (parameter_elements_ > begin) {
+        groups_.push_back({begin, parameter_elements_, decay == Decay::kYes});
+      }
     }
-    if (group == Decay::kYes) decaying_elements_ = parameter_elements_;
+    if (rounded) rounded_elements_ = parameter_elements_;
   }
   for (const State& state : layers_->states()) {
     const Initializer initial{Initializer::Kind::kConstant, state.initial};
@@ -71,13 +82,8 @@ void Stage::place_tensors() {
 }
 
 OptimizerArena Stage::optimizer_arena() const {
-  OptimizerArena arena;
-  arena.elements = parameter_elements_;
-  arena.groups.reserve(2);
-  if (decaying_elements_ > 0) arena.groups.push_back({0, decaying_elements_, true});
-  if (parameter_elements_ > decaying_elements_) {
-    arena.groups.push_back({decaying_elements_, parameter_elements_, false});
-  }
+  OptimizerArena arena{
+      .elements = parameter_elements_, .groups = groups_, .rounded_elements = rounded_elements_};
   for (const PlacedTensor& placed : parameters_) {
     const Shape& shape = placed.tensor.shape;
     // A convolution's weight is a matrix of its outputs, in whichever order its columns lie.
@@ -93,7 +99,6 @@ void Stage::allocate() {
   const auto elements = static_cast<std::size_t>(parameter_elements_);
   weights_ = Buffer<float>(device, elements);
   gradients_ = Buffer<float>(device, elements);
-  for (int i = 0; i < options_.predicted_slots; ++i) predicted_.emplace_back(device, elements);
   for (int i = 0; i < options_.version_slots; ++i) versions_.emplace_back(device, elements);
   state_values_ = Buffer<float>(device, static_cast<std::size_t>(state_elements_));
   slots_ = Memory(device, slot_bytes_ * static_cast<std::size_t>(options_.slots));
@@ -102,17 +107,44 @@ void Stage::allocate() {
     optimizer_ = make_optimizer(device, options_.optimizer, optimizer_arena(), multiply);
   }
 
-  const auto pointers_into = [&](const Buffer<float>& copy) {
-    std::vector<const float*> pointers;
-    for (const PlacedTensor& placed : parameters_) pointers.push_back(copy.data() + placed.offset);
-    return pointers;
-  };
-  live_pointers_ = pointers_into(weights_);
-  for (const Buffer<float>& copy : predicted_) predicted_pointers_.push_back(pointers_into(copy));
-  for (const Buffer<float>& copy : versions_) version_pointers_.push_back(pointers_into(copy));
+  live_pointers_ = pointers_into(weights_.data());
+  for (int i = 0; i < options_.predicted_slots; ++i) {
+    predicted_.push_back({Memory(device, predicted_bytes()), {}});
+    predicted_.back().pointers = pointers_into(predicted(i));
+  }
+  for (const Buffer<float>& copy : versions_) version_pointers_.push_back(pointers_into(copy.data()));
   for (const PlacedTensor& placed : parameters_)
     gradient_pointers_.push_back(gradients_.data() + placed.offset);
   for (const PlacedTensor& placed : states_) state_pointers_.push_back(state_values_.data() + placed.offset);
+}
+
+std::size_t Stage::predicted_bytes() const {
+  return static_cast<std::size_t>(rounded_elements_) * sizeof(Bf16) +
+         float_bytes(parameter_elements_ - rounded_elements_);
+}
+
+PredictedWeights Stage::predicted(int slot) const {
+  std::byte* const memory = predicted_.at(static_cast<std::size_t>(slot)).memory.data();
+  if (rounded_elements_ == 0) return floats_at(memory, 0);
+  const auto rounded = reinterpret_cast<Bf16*>(memory);
+  return {reinterpret_cast<float*>(rounded + rounded_elements_), rounded};
+}
+
+Stage::Pointers Stage::pointers_into(const float* copy) const {
+  Pointers pointers;
+  for (const PlacedTensor& placed : parameters_) pointers.values.push_back(copy + placed.offset);
+  return pointers;
+}
+
+Stage::Pointers Stage::pointers_into(const PredictedWeights& copy) const {
+  if (rounded_elements_ == 0) return pointers_into(copy.values);
+  Pointers pointers;
+  for (const PlacedTensor& placed : parameters_) {
+    const bool rounded = placed.offset < rounded_elements_;
+    pointers.values.push_back(rounded ? nullptr : copy.values + (placed.offset - rounded_elements_));
+    pointers.rounded.push_back(rounded ? copy.rounded + placed.offset : nullptr);
+  }
+  return pointers;
 }
 
 StageMemory Stage::memory() const {
@@ -125,7 +157,7 @@ StageMemory Stage::memory() const {
                          ? 0
                          : copy * static_cast<std::size_t>(optimizer_slots(options_.optimizer)) +
                                optimizer_workspace_bytes(options_.optimizer, optimizer_arena());
-  memory.predicted = copy * static_cast<std::size_t>(options_.predicted_slots);
+  memory.predicted = predicted_bytes() * static_cast<std::size_t>(options_.predicted_slots);
   memory.versions = copy * static_cast<std::size_t>(options_.version_slots);
   memory.states = float_bytes(state_elements_);
   memory.stash = slots * (slot_bytes_ - stash_offset_);
@@ -134,12 +166,12 @@ StageMemory Stage::memory() const {
   return memory;
 }
 
-std::span<const float* const> Stage::pointers(const Pass& pass) const {
+const Stage::Pointers& Stage::pointers(const Pass& pass) const {
   switch (pass.source) {
     case WeightSource::kLive:
       return live_pointers_;
     case WeightSource::kPredicted:
-      return predicted_pointers_.at(static_cast<std::size_t>(pass.predicted_slot));
+      return predicted_.at(static_cast<std::size_t>(pass.predicted_slot)).pointers;
     case WeightSource::kVersion:
       return version_pointers_.at(static_cast<std::size_t>(pass.version_slot));
   }
@@ -147,8 +179,9 @@ std::span<const float* const> Stage::pointers(const Pass& pass) const {
 }
 
 void Stage::forward(Stream& stream, const Pass& pass) const {
+  const Pointers& weights = pointers(pass);
   layers_->forward({.stream = stream,
-                    .weights = {pointers(pass)},
+                    .weights = {weights.values, weights.rounded},
                     .states = state_pointers_,
                     .input = ConstTensor(input(pass.slot), options_.input),
                     .output = {output(pass.slot), plan_.output},
@@ -159,9 +192,10 @@ void Stage::forward(Stream& stream, const Pass& pass) const {
 }
 
 void Stage::backward(Stream& stream, const Pass& pass, Part part) const {
+  const Pointers& weights = pointers(pass);
   const BackwardContext context{
       .stream = stream,
-      .weights = {pointers(pass)},
+      .weights = {weights.values, weights.rounded},
       .gradients = {gradient_pointers_, pass.gradients},
       .input = ConstTensor(input(pass.slot), options_.input),
       .output = ConstTensor(output(pass.slot), plan_.output),
@@ -185,15 +219,13 @@ void Stage::update(Stream& stream, float lr) {
 }
 
 void Stage::predict(Stream& stream, int predicted_slot, Lookahead ahead) {
-  if (!optimizer_) return;
-  optimizer_->predict(stream, weights_.data(), predicted_.at(static_cast<std::size_t>(predicted_slot)).data(),
-                      ahead);
+  if (optimizer_) optimizer_->predict(stream, weights_.data(), predicted(predicted_slot), ahead);
 }
 
 void Stage::update_predict(Stream& stream, float lr, int predicted_slot, Lookahead ahead) {
   if (!optimizer_) return;
-  optimizer_->update_predict(stream, weights_.data(), gradients_.data(), lr,
-                             predicted_.at(static_cast<std::size_t>(predicted_slot)).data(), ahead);
+  optimizer_->update_predict(stream, weights_.data(), gradients_.data(), lr, predicted(predicted_slot),
+                             ahead);
 }
 
 void Stage::stash_weights(Stream& stream, int version_slot) {

@@ -93,8 +93,24 @@ class Stage {
   T* slot_memory(int slot, std::size_t offset) const {
     return reinterpret_cast<T*>(slots_.data() + static_cast<std::size_t>(slot) * slot_bytes_ + offset);
   }
+  // The parameters' values in one copy of the weights. `rounded` is empty, or has those that are bf16; they
+  // are null in `values`.
+  struct Pointers {
+    std::vector<const float*> values;
+    std::vector<const Bf16*> rounded = {};
+  };
+  // A copy of predicted weights: the arena's first elements in bf16, then the others in fp32.
+  struct PredictedCopy {
+    Memory memory;
+    Pointers pointers;
+  };
+
   void place_tensors();
-  std::span<const float* const> pointers(const Pass& pass) const;
+  std::size_t predicted_bytes() const;
+  PredictedWeights predicted(int slot) const;
+  const Pointers& pointers(const Pass& pass) const;
+  Pointers pointers_into(const float* copy) const;
+  Pointers pointers_into(const PredictedWeights& copy) const;
   OptimizerArena optimizer_arena() const;
 
   StageOptions options_;
@@ -103,19 +119,21 @@ class Stage {
   std::vector<PlacedTensor> parameters_;  // in the order of the layers
   std::vector<PlacedTensor> states_;
   std::int64_t parameter_elements_ = 0;
-  std::int64_t decaying_elements_ = 0;  // the arena's first part; biases and norms follow
+  std::int64_t rounded_elements_ = 0;  // the arena's first ones, whose predicted copies are bf16
+  std::vector<ArenaRange> groups_;     // of the arena, by their weight decay
   std::int64_t state_elements_ = 0;
   std::size_t slot_bytes_ = 0;
   std::size_t input_offset_ = 0, output_offset_ = 0, input_gradient_offset_ = 0, output_gradient_offset_ = 0,
               stash_offset_ = 0;
 
   Buffer<float> weights_, gradients_, state_values_;
-  std::vector<Buffer<float>> predicted_, versions_;
+  std::vector<PredictedCopy> predicted_;
+  std::vector<Buffer<float>> versions_;
   Memory slots_, workspace_;
   std::unique_ptr<Optimizer> optimizer_;
-  // Pointers to each parameter in each copy, prepared once.
-  std::vector<const float*> live_pointers_;
-  std::vector<std::vector<const float*>> predicted_pointers_, version_pointers_;
+  // Prepared once.
+  Pointers live_pointers_;
+  std::vector<Pointers> version_pointers_;
   std::vector<float*> gradient_pointers_, state_pointers_;
 };
 
