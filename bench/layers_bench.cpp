@@ -3,6 +3,7 @@
 // layer (GFLOP/s), of a copy where memory does (GB/s).
 #include <string>
 
+#include "bench/precision.h"
 #include "bench/support.h"
 #include "layers/batch_norm.h"
 #include "layers/conv2d.h"
@@ -167,11 +168,13 @@ void measure_products(benchmark::State& state, Layer& layer, const Shape& input)
 
 void conv2d(benchmark::State& state, const Shape& input, std::int64_t out, std::int64_t stride) {
   Conv2d layer({.in = input[3], .out = out, .kernel = 3, .stride = stride, .padding = 1, .bias = Bias::kNo});
+  layer.set_precision(precision());
   measure_products(state, layer, input);
 }
 
 void linear(benchmark::State& state, std::int64_t in, std::int64_t out) {
   Linear layer(in, out);
+  layer.set_precision(precision());
   measure_products(state, layer, {128, in});
 }
 

@@ -3,6 +3,7 @@
 // PIPEOPTIM_BENCH_CUDA_GRAPH=1: with CUDA graphs.
 #include <string>
 
+#include "bench/precision.h"
 #include "bench/support.h"
 #include "layers/softmax_cross_entropy.h"
 #include "models/init.h"
@@ -52,6 +53,7 @@ std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const cha
   config.device = device();
   config.threads = threads();
   config.method = method;
+  config.precision = precision();
   config.optimizer.rule = c.rule;
   config.cuda_graph = std::getenv("PIPEOPTIM_BENCH_CUDA_GRAPH") != nullptr;
   auto engine = std::make_unique<Engine>(config, split_layers(std::move(layers), cuts),

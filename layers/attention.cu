@@ -315,9 +315,15 @@ std::string CausalSelfAttention::describe() const {
 std::vector<Parameter> CausalSelfAttention::parameters() const {
   const std::int64_t f = options_.features;
   const auto normal = [](float deviation) { return Initializer{Initializer::Kind::kNormal, deviation}; };
-  return {{.name = "c_attn.weight", .shape = {3 * f, f}, .initializer = normal(options_.deviation)},
+  return {{.name = "c_attn.weight",
+           .shape = {3 * f, f},
+           .initializer = normal(options_.deviation),
+           .may_be_rounded = true},
           {.name = "c_attn.bias", .shape = {3 * f}, .initializer = {}, .decay = Decay::kNo},
-          {.name = "c_proj.weight", .shape = {f, f}, .initializer = normal(options_.projection_deviation)},
+          {.name = "c_proj.weight",
+           .shape = {f, f},
+           .initializer = normal(options_.projection_deviation),
+           .may_be_rounded = true},
           {.name = "c_proj.bias", .shape = {f}, .initializer = {}, .decay = Decay::kNo}};
 }
 
@@ -376,10 +382,12 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
   const std::int64_t f = options_.features;
   float* const qkv = floats_at(context.stash, qkv_);
   std::byte* const product = context.workspace + product_;
-  attend_->forward(
-      context.stream,
-      {.input = context.input.data, .weights = context.weights[0], .bias = context.weights[1], .output = qkv},
-      product);
+  attend_->forward(context.stream,
+                   {.input = context.input.data,
+                    .weights = context.weights.factor(0),
+                    .bias = context.weights[1],
+                    .output = qkv},
+                   product);
   run_heads(context.stream,
             {.features = f,
              .length = length_,
@@ -396,7 +404,7 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
             records_, options_.heads, group_, addresses(context.workspace), Direction::kForward);
   project_->forward(context.stream,
                     {.input = floats_at(context.stash, heads_output_),
-                     .weights = context.weights[2],
+                     .weights = context.weights.factor(2),
                      .bias = context.weights[3],
                      .output = context.output.data},
                     product);
@@ -410,7 +418,7 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
   const std::int64_t f = options_.features;
   std::byte* const product = context.workspace + product_;
   project_->backward_input(context.stream,
-                           {.weights = context.weights[2],
+                           {.weights = context.weights.factor(2),
                             .output_gradient = context.output_gradient.data,
                             .input_gradient = floats_at(context.workspace, heads_gradient_)},
                            product);
@@ -430,20 +438,22 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
             records_, options_.heads, group_, addresses(context.workspace), Direction::kBackward);
   if (!context.input_gradient.data) return;
   attend_->backward_input(context.stream,
-                          {.weights = context.weights[0],
+                          {.weights = context.weights.factor(0),
                            .output_gradient = qkv_gradient(context),
                            .input_gradient = context.input_gradient.data},
                           product);
 }
 
-void CausalSelfAttention::run_weights(const BackwardContext& context) const {
+// The input gradient of c_attn is the last product in the workspace before this.
+void CausalSelfAttention::run_weights(const BackwardContext& context, Workspace holds) const {
   std::byte* const product = context.workspace + product_;
   attend_->backward_weights(context.stream,
                             {.input = context.input.data,
                              .output_gradient = qkv_gradient(context),
                              .weight_gradient = context.gradients[0],
                              .bias_gradient = context.gradients[1],
-                             .mode = context.gradients.mode},
+                             .mode = context.gradients.mode,
+                             .workspace = holds},
                             product);
   project_->backward_weights(context.stream,
                              {.input = floats_at(context.stash, heads_output_),
@@ -456,7 +466,7 @@ void CausalSelfAttention::run_weights(const BackwardContext& context) const {
 
 void CausalSelfAttention::backward(const BackwardContext& context) const {
   run_input(context);
-  run_weights(context);
+  run_weights(context, context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
 }
 void CausalSelfAttention::backward_input(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) throw std::logic_error(describe() + ": joined, call backward()");
@@ -464,7 +474,7 @@ void CausalSelfAttention::backward_input(const BackwardContext& context) const {
 }
 void CausalSelfAttention::backward_weights(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) throw std::logic_error(describe() + ": joined, call backward()");
-  run_weights(context);
+  run_weights(context, Workspace::kUndefined);
 }
 
 }  // namespace pipeoptim

@@ -48,7 +48,7 @@ class CausalSelfAttention final : public Layer {
     return reinterpret_cast<const float**>(workspace + addresses_);
   }
   void run_input(const BackwardContext& context) const;
-  void run_weights(const BackwardContext& context) const;
+  void run_weights(const BackwardContext& context, Workspace holds) const;
 
   AttentionOptions options_;
   BackwardSplit split_ = BackwardSplit::kJoined;

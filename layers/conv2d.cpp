@@ -41,7 +41,8 @@ std::vector<Parameter> Conv2d::parameters() const {
   std::vector<Parameter> parameters{{.name = "weight",
                                      .shape = {o.out, o.in / o.groups, o.kernel, o.kernel},
                                      .initializer = uniform,
-                                     .storage = Storage::kChannelsLast}};
+                                     .storage = Storage::kChannelsLast,
+                                     .may_be_rounded = true}};
   if (has_bias()) {
     parameters.push_back({.name = "bias", .shape = {o.out}, .initializer = uniform, .decay = Decay::kNo});
   }
@@ -90,7 +91,7 @@ const ConvolutionPlan& Conv2d::planned() const {
 void Conv2d::forward(const ForwardContext& context) const {
   planned().forward(context.stream,
                     {.input = context.input.data,
-                     .weights = context.weights[0],
+                     .weights = context.weights.factor(0),
                      .bias = has_bias() ? context.weights[1] : nullptr,
                      .output = context.output.data},
                     context.workspace);
@@ -99,22 +100,32 @@ void Conv2d::forward(const ForwardContext& context) const {
 void Conv2d::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.data) return;
   planned().backward_data(context.stream,
-                          {.weights = context.weights[0],
+                          {.weights = context.weights.factor(0),
                            .output_gradient = context.output_gradient.data,
                            .input_gradient = context.input_gradient.data},
                           context.workspace);
 }
 
-void Conv2d::backward_weights(const BackwardContext& context) const {
+void Conv2d::run_weights(const BackwardContext& context, Workspace holds) const {
   planned().backward_weights(context.stream,
                              {.input = context.input.data,
                               .output_gradient = context.output_gradient.data,
                               .weight_gradient = context.gradients[0],
-                              .mode = context.gradients.mode},
+                              .mode = context.gradients.mode,
+                              .workspace = holds},
                              context.workspace);
   if (!has_bias()) return;
   sum_bias_gradient(context.stream, output_rows_, context.output_gradient.data, context.gradients[1],
                     context.gradients.mode, context.workspace);
+}
+
+void Conv2d::backward(const BackwardContext& context) const {
+  backward_input(context);
+  run_weights(context, context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
+}
+
+void Conv2d::backward_weights(const BackwardContext& context) const {
+  run_weights(context, Workspace::kUndefined);
 }
 
 }  // namespace pipeoptim

@@ -29,6 +29,7 @@ class Conv2d final : public Layer {
   std::vector<Parameter> parameters() const override;  // weight [out, in/groups, k, k], bias [out]
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
+  void backward(const BackwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
   void backward_weights(const BackwardContext& context) const override;
   void set_precision(MatrixPrecision precision) override { precision_ = precision; }
@@ -36,6 +37,7 @@ class Conv2d final : public Layer {
  private:
   bool has_bias() const { return options_.bias == Bias::kYes; }
   const ConvolutionPlan& planned() const;
+  void run_weights(const BackwardContext& context, Workspace holds) const;
 
   Conv2dOptions options_;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;

@@ -23,7 +23,8 @@ std::string Linear::describe() const {
 std::vector<Parameter> Linear::parameters() const {
   const Initializer uniform{Initializer::Kind::kUniform, 1.0F / std::sqrt(static_cast<float>(in_))};
   const LinearInit init = options_.init.value_or(LinearInit{uniform, uniform});
-  std::vector<Parameter> parameters{{.name = "weight", .shape = {out_, in_}, .initializer = init.weight}};
+  std::vector<Parameter> parameters{
+      {.name = "weight", .shape = {out_, in_}, .initializer = init.weight, .may_be_rounded = true}};
   if (options_.bias == Bias::kYes) {
     parameters.push_back({.name = "bias", .shape = {out_}, .initializer = init.bias, .decay = Decay::kNo});
   }
@@ -66,7 +67,7 @@ void Linear::forward(const ForwardContext& context) const {
   if (!product_) throw std::logic_error(describe() + ": run before plan()");
   product_->forward(context.stream,
                     {.input = context.input.data,
-                     .weights = context.weights[0],
+                     .weights = context.weights.factor(0),
                      .bias = options_.bias == Bias::kYes ? context.weights[1] : nullptr,
                      .output = context.output.data},
                     context.workspace);
@@ -83,26 +84,28 @@ const float* Linear::gradient_before_activation(const BackwardContext& context) 
 void Linear::run_input(const BackwardContext& context, const float* gradient) const {
   if (!context.input_gradient.data) return;
   product_->backward_input(context.stream,
-                           {.weights = context.weights[0],
+                           {.weights = context.weights.factor(0),
                             .output_gradient = gradient,
                             .input_gradient = context.input_gradient.data},
                            context.workspace);
 }
 
-void Linear::run_weights(const BackwardContext& context, const float* gradient) const {
+void Linear::run_weights(const BackwardContext& context, const float* gradient, Workspace holds) const {
   product_->backward_weights(context.stream,
                              {.input = context.input.data,
                               .output_gradient = gradient,
                               .weight_gradient = context.gradients[0],
                               .bias_gradient = options_.bias == Bias::kYes ? context.gradients[1] : nullptr,
-                              .mode = context.gradients.mode},
+                              .mode = context.gradients.mode,
+                              .workspace = holds},
                              context.workspace);
 }
 
 void Linear::backward(const BackwardContext& context) const {
   const float* const gradient = gradient_before_activation(context);
   run_input(context, gradient);
-  run_weights(context, gradient);
+  run_weights(context, gradient,
+              context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
 }
 
 void Linear::backward_input(const BackwardContext& context) const {
@@ -110,7 +113,7 @@ void Linear::backward_input(const BackwardContext& context) const {
 }
 
 void Linear::backward_weights(const BackwardContext& context) const {
-  run_weights(context, gradient_before_activation(context));
+  run_weights(context, gradient_before_activation(context), Workspace::kUndefined);
 }
 
 }  // namespace pipeoptim

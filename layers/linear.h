@@ -43,7 +43,7 @@ class Linear final : public Layer {
  private:
   const float* gradient_before_activation(const BackwardContext& context) const;
   void run_input(const BackwardContext& context, const float* gradient) const;
-  void run_weights(const BackwardContext& context, const float* gradient) const;
+  void run_weights(const BackwardContext& context, const float* gradient, Workspace holds) const;
 
   std::int64_t in_;
   std::int64_t out_;

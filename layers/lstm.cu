@@ -206,10 +206,11 @@ std::string Lstm::describe() const {
 
 std::vector<Parameter> Lstm::parameters() const {
   const Initializer uniform{Initializer::Kind::kUniform, 1.0F / std::sqrt(static_cast<float>(hidden_))};
-  return {{.name = "weight_ih_l0", .shape = {4 * hidden_, in_}, .initializer = uniform},
-          {.name = "weight_hh_l0", .shape = {4 * hidden_, hidden_}, .initializer = uniform},
-          {.name = "bias_ih_l0", .shape = {4 * hidden_}, .initializer = uniform, .decay = Decay::kNo},
-          {.name = "bias_hh_l0", .shape = {4 * hidden_}, .initializer = uniform, .decay = Decay::kNo}};
+  return {
+      {.name = "weight_ih_l0", .shape = {4 * hidden_, in_}, .initializer = uniform, .may_be_rounded = true},
+      {.name = "weight_hh_l0", .shape = {4 * hidden_, hidden_}, .initializer = uniform},
+      {.name = "bias_ih_l0", .shape = {4 * hidden_}, .initializer = uniform, .decay = Decay::kNo},
+      {.name = "bias_hh_l0", .shape = {4 * hidden_}, .initializer = uniform, .decay = Decay::kNo}};
 }
 
 LayerPlan Lstm::plan(Device device, int threads, const Shape& input) {
@@ -257,7 +258,7 @@ void Lstm::forward(const ForwardContext& context) const {
   float* const cells = floats_at(context.stash, cells_);
   float* const output = context.output.data;
   of_input_->forward(context.stream,
-                     {.input = context.input.data, .weights = context.weights[0], .output = gates},
+                     {.input = context.input.data, .weights = context.weights.factor(0), .output = gates},
                      context.workspace + product_);
   const float *bias_input = context.weights[2], *bias_hidden = context.weights[3];
   const bool packs = allow_tiles(hidden_, gates, bias_input, bias_hidden, cells, output);
@@ -316,20 +317,21 @@ void Lstm::run_input(const BackwardContext& context) const {
   }
   if (!context.input_gradient.data) return;
   of_input_->backward_input(context.stream,
-                            {.weights = context.weights[0],
+                            {.weights = context.weights.factor(0),
                              .output_gradient = gradient,
                              .input_gradient = context.input_gradient.data},
                             context.workspace + product_);
 }
 
-void Lstm::run_weights(const BackwardContext& context) const {
+void Lstm::run_weights(const BackwardContext& context, Workspace holds) const {
   const float* const gradient = gate_gradient(context);
   const bool adds = context.gradients.mode == GradientMode::kAdd;
   of_input_->backward_weights(context.stream,
                               {.input = context.input.data,
                                .output_gradient = gradient,
                                .weight_gradient = context.gradients[0],
-                               .mode = context.gradients.mode},
+                               .mode = context.gradients.mode,
+                               .workspace = holds},
                               context.workspace + product_);
   float* const earlier = floats_at(context.workspace, earlier_);
   for_each_row(context.stream, rows(), hidden_,
@@ -352,7 +354,7 @@ void Lstm::run_weights(const BackwardContext& context) const {
 
 void Lstm::backward(const BackwardContext& context) const {
   run_input(context);
-  run_weights(context);
+  run_weights(context, context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
 }
 void Lstm::backward_input(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) throw std::logic_error(describe() + ": joined, call backward()");
@@ -360,7 +362,7 @@ void Lstm::backward_input(const BackwardContext& context) const {
 }
 void Lstm::backward_weights(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) throw std::logic_error(describe() + ": joined, call backward()");
-  run_weights(context);
+  run_weights(context, Workspace::kUndefined);
 }
 
 }  // namespace pipeoptim

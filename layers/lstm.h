@@ -38,7 +38,7 @@ class Lstm final : public Layer {
   std::int64_t rows() const { return records_ * length_; }
   float* gate_gradient(const BackwardContext& context) const;
   void run_input(const BackwardContext& context) const;
-  void run_weights(const BackwardContext& context) const;
+  void run_weights(const BackwardContext& context, Workspace holds) const;
 
   std::int64_t in_, hidden_;
   BackwardSplit split_ = BackwardSplit::kJoined;

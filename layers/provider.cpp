@@ -1,9 +1,11 @@
 // Checks arguments and picks the backend.
 #include "layers/provider.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
+#include "kernels/runtime/names.h"
 #include "layers/backend.h"
 
 namespace pipeoptim {
@@ -47,6 +49,18 @@ std::int64_t output_extent(const ConvolutionSpec& spec, int axis) {
 
 }  // namespace
 
+const std::vector<std::string>& matrix_precision_names() {
+  static const std::vector<std::string> names{"fp32", "tf32", "bf16"};  // in the order of the enumeration
+  return names;
+}
+
+MatrixPrecision matrix_precision(const std::string& name) {
+  const auto& names = matrix_precision_names();
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) throw std::invalid_argument(unknown_name("matrix precision", name, names));
+  return static_cast<MatrixPrecision>(found - names.begin());
+}
+
 void gemm(Stream& stream, const Gemm& product) { gemm_batched(stream, product, {.count = 1}); }
 
 void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch) {
@@ -63,22 +77,11 @@ std::string describe(const LinearSpec& spec) {
 }
 
 std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const LinearSpec& spec) {
-  LinearSpec filled = spec;
-  if (filled.input_step == 0) filled.input_step = spec.in;
-  if (filled.output_step == 0) filled.output_step = spec.out;
   if (spec.rows < 1 || spec.in < 1 || spec.out < 1) {
     throw std::invalid_argument(describe(spec) + ": all extents must be positive");
   }
-  if (filled.input_step < spec.in || filled.output_step < spec.out) {
-    throw std::invalid_argument(describe(spec) + ": rows overlap, their steps are " +
-                                std::to_string(filled.input_step) + " and " +
-                                std::to_string(filled.output_step));
-  }
-  if (spec.bias == Bias::kYes && filled.output_step != spec.out) {
-    throw std::invalid_argument(describe(spec) + ": with a bias the output's rows must be dense");
-  }
-  if (device.backend == Backend::kCuda) return detail::make_cuda_linear(device, filled);
-  return detail::make_host_linear(threads, filled);
+  if (device.backend == Backend::kCuda) return detail::make_cuda_linear(device, spec);
+  return detail::make_host_linear(threads, spec);
 }
 
 std::string describe(const ConvolutionSpec& spec) {
@@ -89,6 +92,7 @@ std::string describe(const ConvolutionSpec& spec) {
                      (spec.groups == 1 ? " group" : " groups");
   if (spec.bias) text += ", with bias";
   if (spec.precision == MatrixPrecision::kTf32) text += ", tf32";
+  if (spec.precision == MatrixPrecision::kBf16) text += ", bf16";
   return text;
 }
 

@@ -1,12 +1,12 @@
 // The vendor libraries behind one interface: matrix products (Blas), products with weights, and convolutions
-// (Dnn). Everything runs
-// in the order of a stream and on its device; pointers are that device's.
+// (Dnn). Everything runs in the order of a stream and on its device; pointers are that device's.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/stream.h"
@@ -15,6 +15,10 @@
 #include "layers/tensor.h"
 
 namespace pipeoptim {
+
+// How people name precisions: fp32, tf32, bf16. The second throws std::invalid_argument for other names.
+const std::vector<std::string>& matrix_precision_names();
+MatrixPrecision matrix_precision(const std::string& name);
 
 enum class Transpose { kNo, kYes };
 
@@ -68,27 +72,29 @@ struct LinearSpec {
   std::int64_t out = 0;
   Bias bias = Bias::kNo;
   Activation activation = Activation::kNone;
-  GradientMode output = GradientMode::kStore;  // kAdd: forward adds to what the output holds, before the
-                                               // activation
-  // Elements between the starts of two rows of inputs and of outputs, and of their gradients; 0: dense, as
-  // they have to be where there is a bias.
-  std::int64_t input_step = 0;
-  std::int64_t output_step = 0;
   MatrixPrecision precision = MatrixPrecision::kFp32;
 };
 
 // For messages: "linear 128 x 784 -> 1024".
 std::string describe(const LinearSpec& spec);
 
+// What a plan finds in the workspace of a weight gradient. A plan of kBf16 that is called for both gradients
+// in a row then rounds the output gradient once.
+enum class Workspace {
+  kUndefined,
+  kOfInputGradient  // as the plan's call for the input gradient of the same output gradient left it
+};
+
+// Weights are given rounded only to plans of kBf16; the others throw std::invalid_argument.
 struct LinearForward {
   const float* input = nullptr;
-  const float* weights = nullptr;
+  Factor weights;
   const float* bias = nullptr;  // null exactly where the spec has none
   float* output = nullptr;
 };
 // Output gradients are those in front of the activation.
 struct LinearBackwardInput {
-  const float* weights = nullptr;
+  Factor weights;
   const float* output_gradient = nullptr;
   float* input_gradient = nullptr;
 };
@@ -98,6 +104,7 @@ struct LinearBackwardWeights {
   float* weight_gradient = nullptr;
   float* bias_gradient = nullptr;  // null exactly where the spec has none
   GradientMode mode = GradientMode::kStore;
+  Workspace workspace = Workspace::kUndefined;
 };
 
 // A prepared linear map with its bias and activation in the product's epilogue, and its gradients. A NaN in
@@ -114,7 +121,8 @@ class LinearPlan {
                                 std::byte* workspace) const = 0;
 };
 
-// Throws std::invalid_argument where extents are not positive or steps are too small.
+// Throws std::invalid_argument where extents are not positive, DeviceError where the device does not multiply
+// in the precision of the spec.
 std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const LinearSpec& spec);
 
 // A convolution of an NHWC input with square kernels. Weights are stored [out, kh, kw, in/groups].
@@ -141,12 +149,12 @@ double convolution_flops(const ConvolutionSpec& spec);
 
 struct ConvolutionForward {
   const float* input = nullptr;
-  const float* weights = nullptr;
+  Factor weights;               // rounded only for plans of kBf16, as above
   const float* bias = nullptr;  // null exactly where the spec has none
   float* output = nullptr;
 };
 struct ConvolutionBackwardData {
-  const float* weights = nullptr;
+  Factor weights;
   const float* output_gradient = nullptr;
   float* input_gradient = nullptr;
 };
@@ -155,6 +163,7 @@ struct ConvolutionBackwardWeights {
   const float* output_gradient = nullptr;
   float* weight_gradient = nullptr;
   GradientMode mode = GradientMode::kStore;
+  Workspace workspace = Workspace::kUndefined;
 };
 
 // One prepared convolution. Running it allocates nothing; it is used by one stream at a time, different plans

@@ -1,4 +1,4 @@
-// Matrix products on CUDA: cuBLAS. Where nobody asks for TF32, host and device agree to rounding.
+// Matrix products on CUDA: cuBLAS. Where nobody asks for TF32 or bf16, host and device agree to rounding.
 #include <cublas_v2.h>
 
 #include "layers/backend.h"

@@ -43,9 +43,10 @@ class ConvolutionGraph : public fe::graph::Graph {
  public:
   ConvolutionGraph(const ConvolutionSpec& spec, const GraphRequest& request)
       : output_(convolution_output(spec)),
-        weights_{spec.out_channels, spec.kernel, spec.kernel, spec.input[3] / spec.groups} {
-    constexpr auto kFloat = fe::DataType_t::FLOAT;
-    set_io_data_type(kFloat).set_intermediate_data_type(kFloat).set_compute_data_type(kFloat);
+        weights_{spec.out_channels, spec.kernel, spec.kernel, spec.input[3] / spec.groups},
+        result_(request.result == Result::kBf16 ? fe::DataType_t::BFLOAT16 : kFloat) {
+    const auto factors = spec.precision == MatrixPrecision::kBf16 ? fe::DataType_t::BFLOAT16 : kFloat;
+    set_io_data_type(factors).set_intermediate_data_type(kFloat).set_compute_data_type(kFloat);
     switch (request.direction) {
       case Direction::kForward:
         make_forward(spec, request.bias);
@@ -69,14 +70,16 @@ class ConvolutionGraph : public fe::graph::Graph {
   }
 
  private:
+  static constexpr auto kFloat = fe::DataType_t::FLOAT;
+
   Tensor take(const Shape& nhwc, std::int64_t id) {
     Tensor_attributes attributes;
     lay_out(attributes, nhwc);
     return tensor(attributes.set_uid(id));
   }
-  static void give(const Tensor& result, const Shape& nhwc, std::int64_t id) {
+  void give(const Tensor& result, const Shape& nhwc, std::int64_t id) const {
     lay_out(*result, nhwc);
-    result->set_output(true).set_uid(id);
+    result->set_output(true).set_uid(id).set_data_type(result_);
   }
 
   void make_forward(const ConvolutionSpec& spec, BiasAdd bias) {
@@ -85,15 +88,19 @@ class ConvolutionGraph : public fe::graph::Graph {
     if (bias == BiasAdd::kNone) return give(products, output_, kOutputId);
     lay_out(*products, output_);
     const auto add = fe::graph::Pointwise_attributes().set_mode(fe::PointwiseMode_t::ADD);
-    give(pointwise(products, take({1, 1, 1, spec.out_channels}, kBiasId), add), output_, kOutputId);
+    const Tensor addends = take({1, 1, 1, spec.out_channels}, kBiasId);
+    addends->set_data_type(kFloat);
+    give(pointwise(products, addends, add), output_, kOutputId);
   }
 
   Shape output_;
   Shape weights_;  // as they are stored; cuDNN takes them for a tensor of out_channels images
+  fe::DataType_t result_;
 };
 
 // What a plan must not do. cuDNN notes at an engine when it computes on tensor cores, which for fp32 operands
-// means TF32, and when it rounds its operands to a shorter type than that.
+// means TF32 (for bf16 operands it is what is wanted), and when it rounds its operands to a shorter type than
+// that.
 std::vector<fe::NumericalNote_t> unwanted(MatrixPrecision precision, Kernels kernels) {
   std::vector<fe::NumericalNote_t> notes{fe::NumericalNote_t::DOWN_CONVERT_INPUTS,
                                          fe::NumericalNote_t::REDUCED_PRECISION_REDUCTION};

@@ -16,6 +16,7 @@ namespace pipeoptim::cuda {
 enum class Direction { kForward, kBackwardData, kBackwardWeights };
 enum class BiasAdd { kNone, kFused };
 enum class Kernels { kDeterministic, kAny };
+enum class Result { kFp32, kBf16 };
 
 // Ids of a graph's tensors; each stands for the values or for their gradient.
 inline constexpr std::int64_t kInputId = 1;
@@ -26,6 +27,7 @@ inline constexpr std::int64_t kBiasId = 4;
 struct GraphRequest {
   Direction direction = Direction::kForward;
   BiasAdd bias = BiasAdd::kNone;
+  Result result = Result::kFp32;
   Kernels kernels = Kernels::kDeterministic;
   std::size_t max_workspace = 0;  // bytes
 };

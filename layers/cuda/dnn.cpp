@@ -1,14 +1,15 @@
 // Convolutions on CUDA: three execution plans of cuDNN's graph interface, for NHWC tensors and [out, kh, kw,
-// in/groups] weights in fp32. A plan is the first of cuDNN's heuristics (mode A, then its fallbacks), not
-// timed, that computes in the precision asked for within kMaxWorkspace; deterministic ones first, so that two
-// runs do the same. Plans are not shared between convolutions of one shape: cuDNN does not promise that every
-// engine's plan may run in several threads at once, as two stages do.
+// in/groups] weights in fp32, or with factors in bf16 that are rounded into the workspace. A plan is the
+// first of cuDNN's heuristics (mode A, then its fallbacks), not timed, that computes in the precision asked
+// for within kMaxWorkspace; deterministic ones first, so that two runs do the same. Plans are not shared
+// between convolutions of one shape: cuDNN does not promise that every engine's plan may run in several
+// threads at once, as two stages do.
 #include <cudnn.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -22,6 +23,7 @@
 #include "layers/cuda/cudnn_check.h"
 #include "layers/cuda/handles.h"
 #include "layers/cuda/variant_packs.h"
+#include "layers/rounding.h"
 
 namespace pipeoptim::cuda {
 namespace {
@@ -65,22 +67,39 @@ const char* name(Direction direction) {
   return "";
 }
 
+// What a plan leaves to kernels of ours.
+struct Form {
+  BiasAdd bias = BiasAdd::kNone;
+  Result result = Result::kFp32;
+};
+
+// From the one that leaves nothing on. Of bf16 factors cuDNN may have a product only in bf16.
+std::vector<Form> forms(const ConvolutionSpec& spec, Direction direction) {
+  std::vector<Form> forms;
+  if (spec.bias && direction == Direction::kForward) forms.push_back({.bias = BiasAdd::kFused});
+  forms.push_back({});
+  if (spec.precision == MatrixPrecision::kBf16) forms.push_back({.result = Result::kBf16});
+  return forms;
+}
+
 // One direction: its plan and the operands that it has met.
 class PlannedDirection {
  public:
-  // Takes the first kind of bias that cuDNN has a plan for.
-  PlannedDirection(cudnnHandle_t handle, const ConvolutionSpec& spec, Direction direction,
-                   std::initializer_list<BiasAdd> biases)
+  // Takes the first form that cuDNN has a plan for.
+  PlannedDirection(cudnnHandle_t handle, const ConvolutionSpec& spec, Direction direction)
       : name_(std::string("cuDNN, ") + name(direction) + " of the " + describe(spec)) {
     for (const Kernels kernels : {Kernels::kDeterministic, Kernels::kAny}) {
-      for (const BiasAdd bias : biases) {
-        plan_ = plan_graph(
-            handle, spec,
-            {.direction = direction, .bias = bias, .kernels = kernels, .max_workspace = kMaxWorkspace});
-        bias_ = bias;
+      for (const Form& form : forms(spec, direction)) {
+        plan_ = plan_graph(handle, spec,
+                           {.direction = direction,
+                            .bias = form.bias,
+                            .result = form.result,
+                            .kernels = kernels,
+                            .max_workspace = kMaxWorkspace});
+        form_ = form;
         if (!plan_.descriptor) continue;
         std::vector<std::int64_t> ids{kInputId, kWeightsId, kOutputId};
-        if (bias == BiasAdd::kFused) ids.push_back(kBiasId);
+        if (form.bias == BiasAdd::kFused) ids.push_back(kBiasId);
         packs_ = VariantPacks(std::move(ids));
         return;
       }
@@ -89,7 +108,7 @@ class PlannedDirection {
   }
 
   std::size_t workspace_bytes() const { return plan_.workspace_bytes; }
-  BiasAdd bias() const { return bias_; }
+  const Form& form() const { return form_; }
 
   // Tensors in the order input, weights, output, bias.
   void run(Stream& stream, const PlanAddresses& addresses) {
@@ -102,7 +121,7 @@ class PlannedDirection {
  private:
   std::string name_;  // for messages
   GraphPlan plan_;
-  BiasAdd bias_ = BiasAdd::kNone;
+  Form form_;
   VariantPacks packs_{{}};
 };
 
@@ -110,58 +129,104 @@ class CudaConvolution final : public ConvolutionPlan {
  public:
   CudaConvolution(std::shared_ptr<cudnnContext> handle, const ConvolutionSpec& spec)
       : has_bias_(spec.bias),
-        output_(convolution_output(spec)),
-        weights_(convolution_weights(spec)),
+        counts_{.input = spec.input.elements(),
+                .weights = convolution_weights(spec),
+                .output = convolution_output(spec).elements()},
+        channels_(spec.out_channels),
         handle_(std::move(handle)),
-        forward_(handle_.get(), spec, Direction::kForward,
-                 spec.bias ? std::initializer_list<BiasAdd>{BiasAdd::kFused, BiasAdd::kNone}
-                           : std::initializer_list<BiasAdd>{BiasAdd::kNone}),
-        backward_data_(handle_.get(), spec, Direction::kBackwardData, {BiasAdd::kNone}),
-        backward_weights_(handle_.get(), spec, Direction::kBackwardWeights, {BiasAdd::kNone}),
-        staged_gradient_(align_up(backward_weights_.workspace_bytes())) {}
-
-  std::size_t workspace_bytes() const override {
-    const std::size_t staged = static_cast<std::size_t>(weights_) * sizeof(float);
-    return std::max(
-        {forward_.workspace_bytes(), backward_data_.workspace_bytes(), staged_gradient_ + staged});
+        forward_(handle_.get(), spec, Direction::kForward),
+        backward_data_(handle_.get(), spec, Direction::kBackwardData),
+        backward_weights_(handle_.get(), spec, Direction::kBackwardWeights) {
+    if (spec.precision == MatrixPrecision::kBf16) rounded_.emplace(counts_, workspace_);
+    behind_ = workspace_.reserve(std::max(
+        {forward_.workspace_bytes(), backward_data_.workspace_bytes(), backward_weights_.workspace_bytes()}));
+    narrow_ = workspace_.reserve(
+        std::max({narrow_bytes(forward_, counts_.output), narrow_bytes(backward_data_, counts_.input),
+                  narrow_bytes(backward_weights_, counts_.weights)}));
+    staged_gradient_ = workspace_.reserve(float_bytes(counts_.weights));
   }
+
+  std::size_t workspace_bytes() const override { return workspace_.bytes(); }
 
   void forward(Stream& stream, const ConvolutionForward& operands, std::byte* workspace) const override {
     if ((operands.bias != nullptr) != has_bias_) {
       throw std::invalid_argument("convolution: the plan and the call disagree about a bias");
     }
-    const bool fused = forward_.bias() == BiasAdd::kFused;
-    forward_.run(
-        stream,
-        {{operands.input, operands.weights, operands.output, fused ? operands.bias : nullptr}, workspace});
+    const bool fused = forward_.form().bias == BiasAdd::kFused;
+    void* const result = result_of(forward_, operands.output, workspace);
+    forward_.run(stream,
+                 {{input(stream, operands.input, workspace), weights(stream, operands.weights, workspace),
+                   result, fused ? operands.bias : nullptr},
+                  workspace + behind_});
+    finish(stream, result, operands.output, counts_.output);
     if (has_bias_ && !fused) {
-      add_bias(stream, {output_.elements() / output_[3], output_[3]}, operands.bias, operands.output);
+      add_bias(stream, {counts_.output / channels_, channels_}, operands.bias, operands.output);
     }
   }
 
   void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
                      std::byte* workspace) const override {
+    void* const result = result_of(backward_data_, operands.input_gradient, workspace);
     backward_data_.run(stream,
-                       {{operands.input_gradient, operands.weights, operands.output_gradient}, workspace});
+                       {{result, weights(stream, operands.weights, workspace),
+                         output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace)},
+                        workspace + behind_});
+    finish(stream, result, operands.input_gradient, counts_.input);
   }
 
   // The frontend's graphs write results and add to none: what is to be added goes through the workspace.
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
                         std::byte* workspace) const override {
-    float* result = operands.weight_gradient;
-    if (operands.mode == GradientMode::kAdd) result = reinterpret_cast<float*>(workspace + staged_gradient_);
-    backward_weights_.run(stream, {{operands.input, result, operands.output_gradient}, workspace});
-    if (operands.mode == GradientMode::kAdd) accumulate(stream, weights_, result, operands.weight_gradient);
+    const bool adds = operands.mode == GradientMode::kAdd;
+    float* const gradient = adds ? floats_at(workspace, staged_gradient_) : operands.weight_gradient;
+    void* const result = result_of(backward_weights_, gradient, workspace);
+    backward_weights_.run(stream,
+                          {{input(stream, operands.input, workspace), result,
+                            output_gradient(stream, operands.output_gradient, operands.workspace, workspace)},
+                           workspace + behind_});
+    finish(stream, result, gradient, counts_.weights);
+    if (adds) accumulate(stream, counts_.weights, gradient, operands.weight_gradient);
   }
 
  private:
+  static bool narrows(const PlannedDirection& direction) { return direction.form().result == Result::kBf16; }
+  static std::size_t narrow_bytes(const PlannedDirection& direction, std::int64_t count) {
+    return narrows(direction) ? static_cast<std::size_t>(count) * sizeof(Bf16) : 0;
+  }
+
+  // Where the plan writes what belongs into `values`, and the way from there.
+  void* result_of(const PlannedDirection& direction, float* values, std::byte* workspace) const {
+    return narrows(direction) ? static_cast<void*>(workspace + narrow_) : values;
+  }
+  static void finish(Stream& stream, const void* result, float* values, std::int64_t count) {
+    if (result != values) widen_bf16(stream, count, static_cast<const Bf16*>(result), values);
+  }
+
+  // Factors in the type of the plans.
+  const void* input(Stream& stream, const float* values, std::byte* workspace) const {
+    if (!rounded_) return values;
+    return rounded_->input(stream, values, workspace);
+  }
+  const void* weights(Stream& stream, const Factor& weights, std::byte* workspace) const {
+    if (!rounded_) return fp32_weights(weights);
+    return rounded_->weights(stream, weights, workspace);
+  }
+  const void* output_gradient(Stream& stream, const float* values, Workspace holds,
+                              std::byte* workspace) const {
+    if (!rounded_) return values;
+    return rounded_->output_gradient(stream, values, holds, workspace);
+  }
+
   bool has_bias_;
-  Shape output_;
-  std::int64_t weights_;
+  FactorCounts counts_;
+  std::int64_t channels_;                 // of the output
   std::shared_ptr<cudnnContext> handle_;  // the plans' own
   // Operands that were not met before are remembered, in the order of the one stream that uses the plan.
   mutable PlannedDirection forward_, backward_data_, backward_weights_;
-  std::size_t staged_gradient_;  // its place in the workspace
+  ArenaPlan workspace_;
+  std::optional<RoundedFactors> rounded_;  // for kBf16
+  // Offsets: of the plans' workspace, of a result in bf16, of a gradient that is to be added.
+  std::size_t behind_ = 0, narrow_ = 0, staged_gradient_ = 0;
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 
@@ -42,8 +43,17 @@ class HandleCache {
   std::map<std::pair<int, void*>, Owned<Handle, kDestroy>> handles_;
 };
 
+// Of products whose operands are fp32.
 inline cublasComputeType_t compute_type(MatrixPrecision precision) {
-  return precision == MatrixPrecision::kTf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  switch (precision) {
+    case MatrixPrecision::kFp32:
+      return CUBLAS_COMPUTE_32F;
+    case MatrixPrecision::kTf32:
+      return CUBLAS_COMPUTE_32F_FAST_TF32;
+    case MatrixPrecision::kBf16:
+      return CUBLAS_COMPUTE_32F_FAST_16BF;
+  }
+  throw std::logic_error("compute_type: a precision that is none");
 }
 
 }  // namespace pipeoptim::cuda

@@ -1,5 +1,6 @@
 // Linear maps on CUDA: cuBLASLt, with bias and activation in forward's epilogue and the bias gradient in that
-// of the weights' gradient.
+// of the weights' gradient. With kBf16 factors are bf16 and all results fp32; the bias gradient is a sum of
+// what was not rounded, which is a kernel of ours.
 //
 // cuBLASLt is column-major and sees our matrices transposed: x is in x rows, W is in x out, y is out x rows.
 #include <cublasLt.h>
@@ -13,6 +14,7 @@
 #include "layers/accumulate.h"
 #include "layers/backend.h"
 #include "layers/cuda/handles.h"
+#include "layers/rounding.h"
 
 namespace pipeoptim::cuda {
 namespace {
@@ -41,47 +43,56 @@ Handle make_handle() {
   return Handle(handle);
 }
 
-Layout make_layout(std::int64_t rows, std::int64_t columns, std::int64_t leading) {
-  cublasLtMatrixLayout_t layout = nullptr;
-  check(cublasLtMatrixLayoutCreate(&layout, CUDA_R_32F, static_cast<std::uint64_t>(rows),
-                                   static_cast<std::uint64_t>(columns), leading),
-        "cublasLtMatrixLayoutCreate");
-  return Layout(layout);
-}
+// What a product may count on: matrices are aligned to 16 bytes, and its loads are no wider.
+constexpr std::uint32_t kMostAlignment = 16;
 
-// How far the starts of rows are sure to be aligned, in bytes, where the first one is to kAlignment or is
-// itself a row of such a matrix.
-std::uint32_t alignment_of(std::int64_t step) {
-  const auto bytes = static_cast<std::uint64_t>(step) * sizeof(float);
-  return std::min(static_cast<std::uint32_t>(kAlignment), std::uint32_t{1} << std::countr_zero(bytes));
-}
+// A dense matrix in its types: rows of ours are columns.
+struct Matrix {
+  std::int64_t rows;
+  std::int64_t columns;
+  cudaDataType_t type;
+
+  Layout layout() const {
+    cublasLtMatrixLayout_t layout = nullptr;
+    check(cublasLtMatrixLayoutCreate(&layout, type, static_cast<std::uint64_t>(rows),
+                                     static_cast<std::uint64_t>(columns), rows),
+          "cublasLtMatrixLayoutCreate");
+    return Layout(layout);
+  }
+  // How far the starts of all its columns are sure to be aligned, in bytes.
+  std::uint32_t alignment() const {
+    const auto bytes = static_cast<std::uint64_t>(rows) * (type == CUDA_R_32F ? sizeof(float) : sizeof(Bf16));
+    return std::min(kMostAlignment, std::uint32_t{1} << std::countr_zero(bytes));
+  }
+};
 
 // One product, d = op(a) op(b) + beta d with an epilogue, and the algorithm that runs it.
 class Product {
  public:
-  struct Operand {
-    Layout layout;
-    std::int64_t step;  // between the starts of two of its columns
-    cublasOperation_t operation = CUBLAS_OP_N;
+  struct Operands {
+    Matrix a;
+    cublasOperation_t operation_a;
+    Matrix b;
+    cublasOperation_t operation_b;
+    Matrix d;
   };
 
-  Product(cublasLtHandle_t handle, const std::string& what, MatrixPrecision precision, Operand a, Operand b,
-          Operand d, cublasLtEpilogue_t epilogue)
-      : a_(std::move(a.layout)), b_(std::move(b.layout)), d_(std::move(d.layout)) {
+  Product(cublasLtHandle_t handle, const std::string& what, cublasComputeType_t compute,
+          const Operands& operands, cublasLtEpilogue_t epilogue)
+      : a_(operands.a.layout()), b_(operands.b.layout()), d_(operands.d.layout()) {
     cublasLtMatmulDesc_t descriptor = nullptr;
-    check(cublasLtMatmulDescCreate(&descriptor, compute_type(precision), CUDA_R_32F),
-          "cublasLtMatmulDescCreate");
+    check(cublasLtMatmulDescCreate(&descriptor, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
     descriptor_.reset(descriptor);
-    set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSA, a.operation);
-    set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSB, b.operation);
+    set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSA, operands.operation_a);
+    set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSB, operands.operation_b);
     set(descriptor_, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-    choose(handle, what, {alignment_of(a.step), alignment_of(b.step), alignment_of(d.step)});
+    choose(handle, what, operands);
   }
 
   std::size_t workspace_bytes() const { return chosen_.workspaceSize; }
 
   // The bias, or where its gradient goes, is null where the epilogue has none.
-  void run(cublasLtHandle_t handle, const Stream& stream, const float* a, const float* b, float* d,
+  void run(cublasLtHandle_t handle, const Stream& stream, const void* a, const void* b, float* d,
            GradientMode mode, const float* bias, std::byte* workspace) const {
     const float alpha = 1, beta = mode == GradientMode::kAdd ? 1.0F : 0.0F;
     if (bias != nullptr) set(descriptor_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
@@ -92,11 +103,7 @@ class Product {
   }
 
  private:
-  struct Alignments {
-    std::uint32_t a, b, d;
-  };
-
-  void choose(cublasLtHandle_t handle, const std::string& what, const Alignments& alignments) {
+  void choose(cublasLtHandle_t handle, const std::string& what, const Operands& operands) {
     cublasLtMatmulPreference_t created = nullptr;
     check(cublasLtMatmulPreferenceCreate(&created), "cublasLtMatmulPreferenceCreate");
     const Preference preference(created);
@@ -105,10 +112,10 @@ class Product {
             "cublasLtMatmulPreferenceSetAttribute");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspaceLimit);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignments.a);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignments.b);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignments.d);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignments.d);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, operands.a.alignment());
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, operands.b.alignment());
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, operands.d.alignment());
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, operands.d.alignment());
     int found = 0;
     check(cublasLtMatmulAlgoGetHeuristic(handle, descriptor_.get(), a_.get(), b_.get(), d_.get(), d_.get(),
                                          preference.get(), 1, &chosen_, &found),
@@ -128,38 +135,71 @@ cublasLtEpilogue_t forward_epilogue(const LinearSpec& spec) {
   return spec.activation == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
+// The matrices of a linear map, as factors and as results.
+class Matrices {
+ public:
+  explicit Matrices(const LinearSpec& spec)
+      : spec_(spec), factor_(spec.precision == MatrixPrecision::kBf16 ? CUDA_R_16BF : CUDA_R_32F) {}
+
+  Product forward(cublasLtHandle_t handle) const {
+    return make(handle, " forward",
+                {weights(factor_), CUBLAS_OP_T, input(factor_), CUBLAS_OP_N, output(CUDA_R_32F)},
+                forward_epilogue(spec_));
+  }
+  Product backward_input(cublasLtHandle_t handle) const {
+    return make(handle, " backward input",
+                {weights(factor_), CUBLAS_OP_N, output(factor_), CUBLAS_OP_N, input(CUDA_R_32F)},
+                CUBLASLT_EPILOGUE_DEFAULT);
+  }
+  Product backward_weights(cublasLtHandle_t handle, cublasLtEpilogue_t epilogue) const {
+    return make(handle, " backward weights",
+                {input(factor_), CUBLAS_OP_N, output(factor_), CUBLAS_OP_T, weights(CUDA_R_32F)}, epilogue);
+  }
+
+ private:
+  Matrix input(cudaDataType_t type) const { return {spec_.in, spec_.rows, type}; }
+  Matrix weights(cudaDataType_t type) const { return {spec_.in, spec_.out, type}; }
+  Matrix output(cudaDataType_t type) const { return {spec_.out, spec_.rows, type}; }
+
+  Product make(cublasLtHandle_t handle, const char* direction, const Product::Operands& operands,
+               cublasLtEpilogue_t epilogue) const {
+    const bool fp32 = factor_ == CUDA_R_32F;
+    return {handle, describe(spec_) + direction, fp32 ? compute_type(spec_.precision) : CUBLAS_COMPUTE_32F,
+            operands, epilogue};
+  }
+
+  LinearSpec spec_;
+  cudaDataType_t factor_;
+};
+
 class CudaLinear final : public LinearPlan {
  public:
   explicit CudaLinear(const LinearSpec& spec)
       : spec_(spec),
         handle_(make_handle()),
-        forward_(handle_.get(), describe(spec) + " forward", spec.precision, weights(CUBLAS_OP_T), input(),
-                 output(), forward_epilogue(spec)),
-        input_(handle_.get(), describe(spec) + " backward input", spec.precision, weights(CUBLAS_OP_N),
-               output(), input(), CUBLASLT_EPILOGUE_DEFAULT),
-        weights_(handle_.get(), describe(spec) + " backward weights", spec.precision, input(),
-                 output(CUBLAS_OP_T), weights(CUBLAS_OP_N),
-                 spec.bias == Bias::kYes ? CUBLASLT_EPILOGUE_BGRADB : CUBLASLT_EPILOGUE_DEFAULT),
+        forward_(Matrices(spec).forward(handle_.get())),
+        input_(Matrices(spec).backward_input(handle_.get())),
+        weights_(Matrices(spec).backward_weights(
+            handle_.get(), spec.bias == Bias::kYes ? CUBLASLT_EPILOGUE_BGRADB : CUBLASLT_EPILOGUE_DEFAULT)),
         product_workspace_(align_up(
             std::max({forward_.workspace_bytes(), input_.workspace_bytes(), weights_.workspace_bytes()}))) {}
 
   // Behind the products' own: a bias gradient that is to be added.
   std::size_t workspace_bytes() const override {
-    return product_workspace_ +
-           (spec_.bias == Bias::kYes ? static_cast<std::size_t>(spec_.out) * sizeof(float) : 0);
+    return product_workspace_ + (spec_.bias == Bias::kYes ? float_bytes(spec_.out) : 0);
   }
 
   void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override {
     const DeviceGuard current(stream.device());
-    forward_.run(handle_.get(), stream, operands.weights, operands.input, operands.output, spec_.output,
-                 operands.bias, workspace);
+    forward_.run(handle_.get(), stream, fp32_weights(operands.weights), operands.input, operands.output,
+                 GradientMode::kStore, operands.bias, workspace);
   }
 
   void backward_input(Stream& stream, const LinearBackwardInput& operands,
                       std::byte* workspace) const override {
     const DeviceGuard current(stream.device());
-    input_.run(handle_.get(), stream, operands.weights, operands.output_gradient, operands.input_gradient,
-               GradientMode::kStore, nullptr, workspace);
+    input_.run(handle_.get(), stream, fp32_weights(operands.weights), operands.output_gradient,
+               operands.input_gradient, GradientMode::kStore, nullptr, workspace);
   }
 
   // The epilogue always overwrites the bias gradient.
@@ -167,28 +207,74 @@ class CudaLinear final : public LinearPlan {
                         std::byte* workspace) const override {
     const DeviceGuard current(stream.device());
     const bool adds = operands.bias_gradient != nullptr && operands.mode == GradientMode::kAdd;
-    float* const sums =
-        adds ? reinterpret_cast<float*>(workspace + product_workspace_) : operands.bias_gradient;
+    float* const sums = adds ? floats_at(workspace, product_workspace_) : operands.bias_gradient;
     weights_.run(handle_.get(), stream, operands.input, operands.output_gradient, operands.weight_gradient,
                  operands.mode, sums, workspace);
     if (adds) accumulate(stream, spec_.out, sums, operands.bias_gradient);
   }
 
  private:
-  Product::Operand input() const {
-    return {make_layout(spec_.in, spec_.rows, spec_.input_step), spec_.input_step};
-  }
-  Product::Operand output(cublasOperation_t operation = CUBLAS_OP_N) const {
-    return {make_layout(spec_.out, spec_.rows, spec_.output_step), spec_.output_step, operation};
-  }
-  Product::Operand weights(cublasOperation_t operation) const {
-    return {make_layout(spec_.in, spec_.out, spec_.in), spec_.in, operation};
-  }
-
   LinearSpec spec_;
   Handle handle_;
   Product forward_, input_, weights_;
   std::size_t product_workspace_;
+};
+
+class CudaBf16Linear final : public LinearPlan {
+ public:
+  explicit CudaBf16Linear(const LinearSpec& spec)
+      : spec_(spec),
+        handle_(make_handle()),
+        forward_(Matrices(spec).forward(handle_.get())),
+        input_(Matrices(spec).backward_input(handle_.get())),
+        weights_(Matrices(spec).backward_weights(handle_.get(), CUBLASLT_EPILOGUE_DEFAULT)),
+        rounded_(
+            {.input = spec.rows * spec.in, .weights = spec.in * spec.out, .output = spec.rows * spec.out},
+            workspace_),
+        behind_(workspace_.reserve(
+            std::max({forward_.workspace_bytes(), input_.workspace_bytes(), weights_.workspace_bytes(),
+                      bias_gradient_workspace({spec.rows, spec.out})}))) {}
+
+  std::size_t workspace_bytes() const override { return workspace_.bytes(); }
+
+  void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override {
+    const DeviceGuard current(stream.device());
+    const Bf16* const input = rounded_.input(stream, operands.input, workspace);
+    const Bf16* const weights = rounded_.weights(stream, operands.weights, workspace);
+    forward_.run(handle_.get(), stream, weights, input, operands.output, GradientMode::kStore, operands.bias,
+                 workspace + behind_);
+  }
+
+  void backward_input(Stream& stream, const LinearBackwardInput& operands,
+                      std::byte* workspace) const override {
+    const DeviceGuard current(stream.device());
+    const Bf16* const gradient =
+        rounded_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
+    const Bf16* const weights = rounded_.weights(stream, operands.weights, workspace);
+    input_.run(handle_.get(), stream, weights, gradient, operands.input_gradient, GradientMode::kStore,
+               nullptr, workspace + behind_);
+  }
+
+  void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
+                        std::byte* workspace) const override {
+    const DeviceGuard current(stream.device());
+    const Bf16* const gradient =
+        rounded_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
+    const Bf16* const input = rounded_.input(stream, operands.input, workspace);
+    weights_.run(handle_.get(), stream, input, gradient, operands.weight_gradient, operands.mode, nullptr,
+                 workspace + behind_);
+    if (operands.bias_gradient == nullptr) return;
+    sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
+                      operands.mode, workspace + behind_);
+  }
+
+ private:
+  LinearSpec spec_;
+  Handle handle_;
+  Product forward_, input_, weights_;
+  ArenaPlan workspace_;
+  RoundedFactors rounded_;
+  std::size_t behind_;  // offset of the products' memory
 };
 
 }  // namespace
@@ -198,6 +284,7 @@ namespace pipeoptim::detail {
 
 std::unique_ptr<LinearPlan> make_cuda_linear(Device device, const LinearSpec& spec) {
   const cuda::DeviceGuard current(device);
+  if (spec.precision == MatrixPrecision::kBf16) return std::make_unique<cuda::CudaBf16Linear>(spec);
   return std::make_unique<cuda::CudaLinear>(spec);
 }
 

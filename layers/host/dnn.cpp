@@ -1,8 +1,10 @@
 // Convolutions on the host. Activations stay NHWC, for which oneDNN has vectorized kernels in all three
 // directions (on AVX2 within 5 to 20 % of its own blocked formats, which would cost a reorder of every
 // activation). Weights are reordered from the arena's [out, kh, kw, in/groups] in every call: they change
-// with every update, and are small beside the activations.
+// with every update, and are small beside the activations. Factors in bf16 are rounded into the workspace
+// first.
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -12,6 +14,7 @@
 #include "layers/host/dnnl_versions.h"
 #include "layers/host/planning.h"
 #include "layers/host/staged_primitive.h"
+#include "layers/rounding.h"
 
 namespace pipeoptim::host {
 namespace {
@@ -19,9 +22,7 @@ namespace {
 using dnnl::memory;
 using Role = StagedPrimitive::Role;
 
-memory::desc layout(const memory::dims& extents, memory::format_tag tag) {
-  return {extents, memory::data_type::f32, tag};
-}
+using Type = memory::data_type;
 
 memory::dims weight_extents(const ConvolutionSpec& spec) {
   const std::int64_t in = spec.input[3] / spec.groups;
@@ -37,19 +38,24 @@ bool strides_narrow_pixels(const ConvolutionSpec& spec) {
          (spec.input[3] % kGroup != 0 || spec.out_channels % kGroup != 0);
 }
 
-// Our layouts of one convolution, and what oneDNN is asked for.
+// Types of one direction's tensors: of two factors and a result.
+struct Types {
+  Type input, weights, output;
+};
+
+// Our layouts of one direction, and what oneDNN is asked for.
 struct Layouts {
-  explicit Layouts(const ConvolutionSpec& spec) {
+  Layouts(const ConvolutionSpec& spec, const Types& types) {
     const Shape out = convolution_output(spec);
     const memory::dims x{spec.input[0], spec.input[3], spec.input[1], spec.input[2]};
     const memory::dims y{out[0], out[3], out[1], out[2]};
     const memory::dims w = weight_extents(spec);
     const auto arena = spec.groups == 1 ? memory::format_tag::ohwi : memory::format_tag::gohwi;
-    ours = {layout(x, memory::format_tag::nhwc), layout(w, arena), memory::desc(),
-            layout(y, memory::format_tag::nhwc)};
-    if (spec.bias) ours.bias = layout({spec.out_channels}, memory::format_tag::x);
+    ours = {memory::desc(x, types.input, memory::format_tag::nhwc), memory::desc(w, types.weights, arena),
+            memory::desc(), memory::desc(y, types.output, memory::format_tag::nhwc)};
+    if (spec.bias) ours.bias = memory::desc({spec.out_channels}, Type::f32, memory::format_tag::x);
     asked = ours;
-    if (!strides_narrow_pixels(spec)) asked.weights = layout(w, memory::format_tag::any);
+    if (!strides_narrow_pixels(spec)) asked.weights = memory::desc(w, types.weights, memory::format_tag::any);
     geometry = {
         {spec.stride, spec.stride}, {spec.dilation - 1, spec.dilation - 1}, {spec.padding, spec.padding}};
   }
@@ -60,55 +66,84 @@ struct Layouts {
 class HostConvolution final : public ConvolutionPlan {
  public:
   HostConvolution(int threads, const ConvolutionSpec& spec) : threads_(threads), has_bias_(spec.bias) {
+    const bool rounds = spec.precision == MatrixPrecision::kBf16;
+    if (rounds) {
+      require_bf16();
+      rounded_.emplace(FactorCounts{.input = spec.input.elements(),
+                                    .weights = convolution_weights(spec),
+                                    .output = convolution_output(spec).elements()},
+                       workspace_);
+    }
     const PlanningThreads guard(threads);
     const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-    const Layouts layouts(spec);
-    const auto forward = describe_forward(engine, layouts.asked, layouts.geometry);
-    make_forward(engine, layouts, forward);
-    make_backward_data(engine, layouts,
-                       describe_backward_data(engine, layouts.asked, layouts.geometry, forward));
-    make_backward_weights(engine, layouts,
-                          describe_backward_weights(engine, layouts.asked, layouts.geometry, forward));
+    const Type factor = rounds ? Type::bf16 : Type::f32;
+    const Layouts forward(spec, {factor, factor, Type::f32});
+    const auto hint = describe_forward(engine, forward.asked, forward.geometry);
+    make_forward(engine, forward, hint);
+    make_backward_data(engine, Layouts(spec, {Type::f32, factor, factor}), hint);
+    make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);
+    behind_ = workspace_.reserve(
+        std::max({forward_->workspace_bytes(), data_->workspace_bytes(), weights_->workspace_bytes()}));
   }
 
-  std::size_t workspace_bytes() const override {
-    return std::max({forward_->workspace_bytes(), data_->workspace_bytes(), weights_->workspace_bytes()});
-  }
+  std::size_t workspace_bytes() const override { return workspace_.bytes(); }
 
   void forward(Stream& stream, const ConvolutionForward& operands, std::byte* workspace) const override {
     require_threads("convolution", threads_, stream);
     if ((operands.bias != nullptr) != has_bias_) {
       throw std::invalid_argument("convolution: the plan and the call disagree about a bias");
     }
-    stream.submit([primitive = &*forward_, operands, workspace] {
-      // oneDNN's interface is not const-correct: inputs are only read.
-      float* const pointers[] = {const_cast<float*>(operands.input), const_cast<float*>(operands.weights),
-                                 operands.output, const_cast<float*>(operands.bias)};
-      primitive->execute(pointers, workspace);
-    });
+    execute(stream, *forward_,
+            {input(stream, operands.input, workspace), weights(stream, operands.weights, workspace),
+             operands.output, operands.bias},
+            workspace);
   }
 
   void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
                      std::byte* workspace) const override {
     require_threads("convolution", threads_, stream);
-    stream.submit([primitive = &*data_, operands, workspace] {
-      float* const pointers[] = {const_cast<float*>(operands.weights),
-                                 const_cast<float*>(operands.output_gradient), operands.input_gradient};
-      primitive->execute(pointers, workspace);
-    });
+    const void* const gradient =
+        output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
+    execute(stream, *data_, {weights(stream, operands.weights, workspace), gradient, operands.input_gradient},
+            workspace);
   }
 
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
                         std::byte* workspace) const override {
     require_threads("convolution", threads_, stream);
-    stream.submit([primitive = &*weights_, operands, workspace] {
-      float* const pointers[] = {const_cast<float*>(operands.input),
-                                 const_cast<float*>(operands.output_gradient), operands.weight_gradient};
-      primitive->execute(pointers, workspace, operands.mode);
-    });
+    const void* const gradient =
+        output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
+    execute(stream, *weights_, {input(stream, operands.input, workspace), gradient, operands.weight_gradient},
+            workspace, operands.mode);
   }
 
  private:
+  // Factors in the type of the plan's primitives.
+  const void* input(Stream& stream, const float* values, std::byte* workspace) const {
+    if (!rounded_) return values;
+    return rounded_->input(stream, values, workspace);
+  }
+  const void* weights(Stream& stream, const Factor& weights, std::byte* workspace) const {
+    if (!rounded_) return fp32_weights(weights);
+    return rounded_->weights(stream, weights, workspace);
+  }
+  const void* output_gradient(Stream& stream, const float* values, Workspace holds,
+                              std::byte* workspace) const {
+    if (!rounded_) return values;
+    return rounded_->output_gradient(stream, values, holds, workspace);
+  }
+
+  // Operands in the order of the primitive's.
+  void execute(Stream& stream, StagedPrimitive& primitive, const std::array<const void*, 4>& operands,
+               std::byte* workspace, GradientMode mode = GradientMode::kStore) const {
+    stream.submit([primitive = &primitive, operands, workspace = workspace + behind_, mode] {
+      // oneDNN's interface is not const-correct: inputs are only read.
+      std::array<void*, 4> pointers{};
+      for (std::size_t i = 0; i < operands.size(); ++i) pointers[i] = const_cast<void*>(operands[i]);
+      primitive->execute(pointers.data(), workspace, mode);
+    });
+  }
+
   void make_forward(const dnnl::engine& engine, const Layouts& layouts, const ForwardDescriptor& chosen) {
     std::vector<StagedPrimitive::Operand> operands{
         {DNNL_ARG_SRC, layouts.ours.input, chosen.src_desc(), Role::kInput},
@@ -118,8 +153,8 @@ class HostConvolution final : public ConvolutionPlan {
     forward_.emplace(engine, dnnl::convolution_forward(chosen), chosen.scratchpad_desc(), operands);
   }
 
-  void make_backward_data(const dnnl::engine& engine, const Layouts& layouts,
-                          const BackwardDataDescriptor& chosen) {
+  void make_backward_data(const dnnl::engine& engine, const Layouts& layouts, const ForwardDescriptor& hint) {
+    const auto chosen = describe_backward_data(engine, layouts.asked, layouts.geometry, hint);
     data_.emplace(engine, dnnl::convolution_backward_data(chosen), chosen.scratchpad_desc(),
                   std::vector<StagedPrimitive::Operand>{
                       {DNNL_ARG_WEIGHTS, layouts.ours.weights, chosen.weights_desc(), Role::kInput},
@@ -127,7 +162,8 @@ class HostConvolution final : public ConvolutionPlan {
                       {DNNL_ARG_DIFF_SRC, layouts.ours.input, chosen.diff_src_desc(), Role::kOutput}});
   }
   void make_backward_weights(const dnnl::engine& engine, const Layouts& layouts,
-                             const BackwardWeightsDescriptor& chosen) {
+                             const ForwardDescriptor& hint) {
+    const auto chosen = describe_backward_weights(engine, layouts.asked, layouts.geometry, hint);
     weights_.emplace(
         engine, dnnl::convolution_backward_weights(chosen), chosen.scratchpad_desc(),
         std::vector<StagedPrimitive::Operand>{
@@ -138,6 +174,9 @@ class HostConvolution final : public ConvolutionPlan {
 
   int threads_;
   bool has_bias_;
+  ArenaPlan workspace_;
+  std::optional<RoundedFactors> rounded_;  // for kBf16
+  std::size_t behind_ = 0;                 // offset of the primitives' memory
   // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
   mutable std::optional<StagedPrimitive> forward_, data_, weights_;
 };

@@ -1,12 +1,14 @@
-// What the host's plans share: the number of threads that they are made for. oneDNN fixes it when a primitive
-// is made.
+// What the host's plans share: the number of threads that they are made for, which oneDNN fixes when a
+// primitive is made, and what they need of the processor.
 #pragma once
 
 #include <omp.h>
 
+#include <dnnl.hpp>
 #include <stdexcept>
 #include <string>
 
+#include "kernels/runtime/error.h"
 #include "kernels/runtime/stream.h"
 
 namespace pipeoptim::host {
@@ -27,6 +29,14 @@ inline void require_threads(const char* operation, int planned, const Stream& st
   if (stream.threads() != planned) {
     throw std::logic_error(std::string(operation) + " planned for " + std::to_string(planned) +
                            " threads, run on " + std::to_string(stream.threads()));
+  }
+}
+
+// oneDNN multiplies bf16 with AVX-512, where the processor has no instructions for it, by way of fp32.
+inline void require_bf16() {
+  constexpr auto kLeast = static_cast<unsigned>(dnnl::cpu_isa::avx512_core);
+  if ((static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & kLeast) != kLeast) {
+    throw DeviceError("--matrix-precision bf16", "this processor has no AVX-512, with which the CPU does it");
   }
 }
 

@@ -77,7 +77,7 @@ void StagedPrimitive::reorder(const dnnl::primitive& primitive, const Place& fro
                   "dnnl_primitive_execute (reorder)");
 }
 
-void StagedPrimitive::execute(float* const* pointers, std::byte* workspace, GradientMode mode) {
+void StagedPrimitive::execute(void* const* pointers, std::byte* workspace, GradientMode mode) {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     slot.ours.move_to(pointers[i]);

@@ -30,7 +30,7 @@ class StagedPrimitive {
   std::size_t workspace_bytes() const { return workspace_bytes_; }
 
   // `pointers` in the order of the operands. Throws DeviceError.
-  void execute(float* const* pointers, std::byte* workspace, GradientMode mode = GradientMode::kStore);
+  void execute(void* const* pointers, std::byte* workspace, GradientMode mode = GradientMode::kStore);
 
  private:
   // A memory object that is told its address only when it changes: setting it may write padding.

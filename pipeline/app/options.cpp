@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "kernels/runtime/names.h"
+#include "layers/provider.h"
 #include "models/data/dataset.h"
 #include "models/zoo.h"
 #include "pipeline/methods.h"
@@ -43,7 +44,6 @@ void require_finite(const char* option, double value) {
 
 void validate_names(const Options& options) {
   static const std::vector<std::string> devices = {"auto", "cpu", "cuda"};
-  static const std::vector<std::string> precisions = {"fp32", "tf32"};
   static const std::vector<std::string> colors = {"auto", "always", "none"};
   require_known("model", options.model, model_names());
   require_known("data set", options.data, dataset_names());
@@ -53,7 +53,7 @@ void validate_names(const Options& options) {
   require_known("optimizer", options.optimizer.rule, optimizer_names());
   require_known("device", options.device, devices);
   require_known("color", options.color, colors);
-  require_known("matrix precision", options.matrix_precision, precisions);
+  require_known("matrix precision", options.matrix_precision, matrix_precision_names());
   if (options.lr.kind != "auto") {
     require_known("learning-rate schedule", options.lr.kind, LrSchedule::kinds());
   }

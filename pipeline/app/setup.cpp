@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "kernels/runtime/error.h"
+#include "layers/provider.h"
 #include "layers/softmax_cross_entropy.h"
 #include "models/partition.h"
 #include "models/zoo.h"
@@ -142,7 +143,7 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   if (options.cuda_graph && device.backend != Backend::kCuda) {
     throw std::invalid_argument("--cuda-graph needs a CUDA device; this runs on " + to_string(device));
   }
-  config.precision = options.matrix_precision == "tf32" ? MatrixPrecision::kTf32 : MatrixPrecision::kFp32;
+  config.precision = matrix_precision(options.matrix_precision);
   config.cuda_graph = options.cuda_graph;
   return std::make_unique<Engine>(std::move(config), split_layers(std::move(layers), cuts),
                                   std::make_unique<SoftmaxCrossEntropy>(options.label_smoothing), input);

@@ -1,0 +1,45 @@
+// Factors of products in bf16: fp32 values are rounded into a workspace, to the nearest value (kernels/
+// runtime/bf16.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/runtime/bf16.h"
+#include "kernels/runtime/buffer.h"
+#include "kernels/runtime/stream.h"
+#include "layers/layer.h"
+#include "layers/provider.h"
+
+namespace pipeoptim {
+
+void round_to_bf16(Stream& stream, std::int64_t count, const float* values, Bf16* rounded);
+void widen_bf16(Stream& stream, std::int64_t count, const Bf16* values, float* widened);
+
+// The weights of a plan whose factors are fp32. Throws std::invalid_argument where they are not.
+const float* fp32_weights(const Factor& weights);
+
+// How many values each factor of a map with weights has, its gradients likewise.
+struct FactorCounts {
+  std::int64_t input = 0;
+  std::int64_t weights = 0;
+  std::int64_t output = 0;
+};
+
+// Their places in the workspace of a plan of kBf16. Each call gives a factor in bf16, and enqueues its
+// rounding where there is no copy yet.
+class RoundedFactors {
+ public:
+  RoundedFactors(const FactorCounts& counts, ArenaPlan& workspace);
+
+  const Bf16* input(Stream& stream, const float* values, std::byte* workspace) const;
+  const Bf16* weights(Stream& stream, const Factor& weights, std::byte* workspace) const;
+  const Bf16* output_gradient(Stream& stream, const float* values, Workspace holds,
+                              std::byte* workspace) const;
+
+ private:
+  FactorCounts counts_;
+  std::size_t input_, weights_, output_gradient_;  // offsets in bytes
+};
+
+}  // namespace pipeoptim
