@@ -88,13 +88,13 @@ enum class Workspace {
 // Weights are given rounded only to plans of kBf16; the others throw std::invalid_argument.
 struct LinearForward {
   const float* input = nullptr;
-  Factor weights;
+  Factor weights = {};
   const float* bias = nullptr;  // null exactly where the spec has none
   float* output = nullptr;
 };
 // Output gradients are those in front of the activation.
 struct LinearBackwardInput {
-  Factor weights;
+  Factor weights = {};
   const float* output_gradient = nullptr;
   float* input_gradient = nullptr;
 };
@@ -149,12 +149,12 @@ double convolution_flops(const ConvolutionSpec& spec);
 
 struct ConvolutionForward {
   const float* input = nullptr;
-  Factor weights;               // rounded only for plans of kBf16, as above
+  Factor weights = {};               // rounded only for plans of kBf16, as above
   const float* bias = nullptr;  // null exactly where the spec has none
   float* output = nullptr;
 };
 struct ConvolutionBackwardData {
-  Factor weights;
+  Factor weights = {};
   const float* output_gradient = nullptr;
   float* input_gradient = nullptr;
 };

@@ -62,8 +62,9 @@ OptimizerConfig optimizer_config(const nlohmann::json& run) {
 
 // The losses of one run.
 std::vector<double> train(const std::string& model, const nlohmann::json& golden, const nlohmann::json& run,
-                          BatchSource& source) {
+                          BatchSource& source, MatrixPrecision precision = MatrixPrecision::kFp32) {
   EngineConfig config;
+  config.precision = precision;
   config.method = "sequential";
   config.optimizer = optimizer_config(run);
   const ModelOptions options = model_options(golden);

@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
 #include <thread>
 #include <tuple>
 #include <vector>
 
+#include "tests/support/bf16.h"
 #include "tests/support/layer_run.h"
 #include "tests/support/tolerances.h"
 
@@ -28,9 +30,10 @@ class Naive {
  public:
   std::vector<double> y, y_size, dx, dx_size, dw, dw_size, db, db_size;
 
+  // The bias gradient is the sum of the output gradient as it is, its other factor that of the products.
   Naive(const Case& c, const Shape& out, const std::vector<float>& x, const std::vector<float>& w,
-        const std::vector<float>& b, const std::vector<float>& dy)
-      : x_(x), w_(w), dy_(dy) {
+        const std::vector<float>& b, const std::vector<float>& dy, const std::vector<float>& dy_factor)
+      : x_(x), w_(w), dy_(dy_factor) {
     y.resize(dy.size());
     dx.resize(x.size());
     dw.resize(w.size());
@@ -86,52 +89,64 @@ class Naive {
 
 std::int64_t weights_of(const Conv2dOptions& o) { return o.out * o.kernel * o.kernel * (o.in / o.groups); }
 
-class Conv2dTest : public testing::TestWithParam<std::tuple<Case, int>> {
+class Conv2dTest : public testing::TestWithParam<std::tuple<Case, int, MatrixPrecision>> {
  protected:
   const Case& c() const { return std::get<0>(GetParam()); }
   bool has_bias() const { return c().options.bias == Bias::kYes; }
   Conv2d layer{c().options};
-  LayerRun run{layer, c().input, std::get<1>(GetParam())};
-  Shape out = run.plan().output;
   std::vector<float> x = random_values(c().input.elements(), 1);
   std::vector<float> w = random_values(weights_of(c().options), 2);
   std::vector<float> b = random_values(c().options.out, 3);
-  std::vector<float> dy = random_values(out.elements(), 4);
+  std::optional<LayerRun> planned;
+  Shape out;
+  std::vector<float> dy;
 
+  MatrixPrecision precision() const { return std::get<2>(GetParam()); }
+  LayerRun& run() { return *planned; }
   void SetUp() override {
-    run.set_parameter(0, w);
-    if (has_bias()) run.set_parameter(1, b);
+    if (precision() == MatrixPrecision::kBf16 && !test::multiplies_bf16(Device::host())) {
+      GTEST_SKIP() << "no bf16";
+    }
+    layer.set_precision(precision());
+    planned.emplace(layer, c().input, std::get<1>(GetParam()));
+    out = run().plan().output;
+    dy = random_values(out.elements(), 4);
+    run().set_parameter(0, w);
+    if (has_bias()) run().set_parameter(1, b);
   }
 };
 
 TEST_P(Conv2dTest, MatchesLoops) {
-  const Naive naive(c(), out, x, w, b, dy);
-  EXPECT_LT(largest_error(run.forward(x), naive.y, naive.y_size), tolerance::kFp32Product);
-  EXPECT_LT(largest_error(run.backward(dy), naive.dx, naive.dx_size), tolerance::kFp32Product);
-  EXPECT_LT(largest_error(run.gradient(0), naive.dw, naive.dw_size), tolerance::kFp32Product);
+  using test::as_factor;
+  const auto x_factor = as_factor(x, precision()), w_factor = as_factor(w, precision()),
+             dy_factor = as_factor(dy, precision());
+  const Naive naive(c(), out, x_factor, w_factor, b, dy, dy_factor);
+  EXPECT_LT(largest_error(run().forward(x), naive.y, naive.y_size), tolerance::kFp32Product);
+  EXPECT_LT(largest_error(run().backward(dy), naive.dx, naive.dx_size), tolerance::kFp32Product);
+  EXPECT_LT(largest_error(run().gradient(0), naive.dw, naive.dw_size), tolerance::kFp32Product);
   if (has_bias()) {
-    EXPECT_LT(largest_error(run.gradient(1), naive.db, naive.db_size), tolerance::kFp32Product);
+    EXPECT_LT(largest_error(run().gradient(1), naive.db, naive.db_size), tolerance::kFp32Product);
   }
 }
 
 TEST_P(Conv2dTest, GradientsAddUpExactly) {
-  run.forward(x);
-  run.backward(dy);
-  const auto weight = run.gradient(0);
-  const auto bias = has_bias() ? run.gradient(1) : std::vector<float>();
-  run.backward(dy, GradientMode::kAdd);
-  const auto weights = run.gradient(0);
+  run().forward(x);
+  run().backward(dy);
+  const auto weight = run().gradient(0);
+  const auto bias = has_bias() ? run().gradient(1) : std::vector<float>();
+  run().backward(dy, GradientMode::kAdd);
+  const auto weights = run().gradient(0);
   for (std::size_t i = 0; i < weight.size(); ++i) ASSERT_EQ(weights[i], 2 * weight[i]) << "weight " << i;
-  for (std::size_t i = 0; i < bias.size(); ++i) ASSERT_EQ(run.gradient(1)[i], 2 * bias[i]) << "bias " << i;
+  for (std::size_t i = 0; i < bias.size(); ++i) ASSERT_EQ(run().gradient(1)[i], 2 * bias[i]) << "bias " << i;
 }
 
 TEST_P(Conv2dTest, RepeatsBitForBit) {
-  const auto y = run.forward(x);
-  const auto dx = run.backward(dy);
-  const auto dw = run.gradient(0);
-  EXPECT_EQ(run.forward(x), y);
-  EXPECT_EQ(run.backward(dy), dx);
-  EXPECT_EQ(run.gradient(0), dw);
+  const auto y = run().forward(x);
+  const auto dx = run().backward(dy);
+  const auto dw = run().gradient(0);
+  EXPECT_EQ(run().forward(x), y);
+  EXPECT_EQ(run().backward(dy), dx);
+  EXPECT_EQ(run().gradient(0), dw);
 }
 
 const Case kCases[] = {
@@ -154,12 +169,15 @@ const Case kCases[] = {
     {"WholeImage", {2, 4, 4, 8}, {.in = 8, .out = 10, .kernel = 4}},
 };
 
+std::string case_name(const testing::TestParamInfo<Conv2dTest::ParamType>& information) {
+  const auto& [layer, threads, precision] = information.param;
+  return std::string(layer.name) + "Threads" + std::to_string(threads) +
+         (precision == MatrixPrecision::kBf16 ? "Bf16" : "");
+}
 INSTANTIATE_TEST_SUITE_P(Shapes, Conv2dTest,
-                         testing::Combine(testing::ValuesIn(kCases), testing::Values(1, 2)),
-                         [](const auto& information) {
-                           return std::string(std::get<0>(information.param).name) + "Threads" +
-                                  std::to_string(std::get<1>(information.param));
-                         });
+                         testing::Combine(testing::ValuesIn(kCases), testing::Values(1, 2),
+                                          testing::Values(MatrixPrecision::kFp32, MatrixPrecision::kBf16)),
+                         case_name);
 
 TEST(Conv2d, CentralDifferences) {
   Conv2d layer({.in = 2, .out = 3, .kernel = 3, .stride = 2, .padding = 1});

@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "tests/support/bf16.h"
 #include "tests/support/layer_run.h"
 #include "tests/support/tolerances.h"
 
@@ -26,8 +28,9 @@ struct Case {
 struct Naive {
   std::vector<double> y, y_size, dx, dx_size, dw, dw_size, db, db_size;
 
+  // The bias gradient is the sum of the output gradient as it is, its other factor that of the products.
   Naive(const Case& c, const std::vector<float>& x, const std::vector<float>& w, const std::vector<float>& b,
-        const std::vector<float>& dy) {
+        const std::vector<float>& dy, const std::vector<float>& dy_factor) {
     const auto zeros = [](std::int64_t n) { return std::vector<double>(static_cast<std::size_t>(n)); };
     y = y_size = zeros(c.rows * c.out);
     dx = dx_size = zeros(c.rows * c.in);
@@ -47,8 +50,9 @@ struct Naive {
         double& output = y[static_cast<std::size_t>(n * c.out + o)];
         const bool blocked = c.activation == Activation::kRelu && output < 0;
         if (blocked) output = 0;
-        const double g = blocked ? 0 : dy[static_cast<std::size_t>(n * c.out + o)];
-        add(db, db_size, o, g);
+        const auto at = static_cast<std::size_t>(n * c.out + o);
+        const double g = blocked ? 0 : dy_factor[at];
+        add(db, db_size, o, blocked ? 0 : dy[at]);
         for (std::int64_t i = 0; i < c.in; ++i) {
           const double weight = w[static_cast<std::size_t>(o * c.in + i)];
           const double value = x[static_cast<std::size_t>(n * c.in + i)];
@@ -60,7 +64,7 @@ struct Naive {
   }
 };
 
-class LinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
+class LinearTest : public testing::TestWithParam<std::tuple<Case, int, MatrixPrecision>> {
  protected:
   const Case& c() const { return std::get<0>(GetParam()); }
   std::vector<float> x = random_values(c().rows * c().in, 1);
@@ -68,33 +72,42 @@ class LinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
   std::vector<float> b = random_values(c().out, 3);
   std::vector<float> dy = random_values(c().rows * c().out, 4);
   Linear layer{c().in, c().out, {.bias = c().bias, .activation = c().activation}};
-  LayerRun run{layer, {c().rows, c().in}, std::get<1>(GetParam())};
+  std::optional<LayerRun> planned;
 
+  MatrixPrecision precision() const { return std::get<2>(GetParam()); }
+  LayerRun& run() { return *planned; }
   void SetUp() override {
-    run.set_parameter(0, w);
-    if (c().bias == Bias::kYes) run.set_parameter(1, b);
+    if (precision() == MatrixPrecision::kBf16 && !test::multiplies_bf16(Device::host())) {
+      GTEST_SKIP() << "no bf16";
+    }
+    layer.set_precision(precision());
+    planned.emplace(layer, Shape{c().rows, c().in}, std::get<1>(GetParam()));
+    run().set_parameter(0, w);
+    if (c().bias == Bias::kYes) run().set_parameter(1, b);
   }
 };
 
 TEST_P(LinearTest, MatchesLoops) {
-  const Naive naive(c(), x, w, b, dy);
-  EXPECT_LT(largest_error(run.forward(x), naive.y, naive.y_size), tolerance::kFp32Product);
-  EXPECT_LT(largest_error(run.backward(dy), naive.dx, naive.dx_size), tolerance::kFp32Product);
-  EXPECT_LT(largest_error(run.gradient(0), naive.dw, naive.dw_size), tolerance::kFp32Product);
+  using test::as_factor;
+  const Naive naive(c(), as_factor(x, precision()), as_factor(w, precision()), b, dy,
+                    as_factor(dy, precision()));
+  EXPECT_LT(largest_error(run().forward(x), naive.y, naive.y_size), tolerance::kFp32Product);
+  EXPECT_LT(largest_error(run().backward(dy), naive.dx, naive.dx_size), tolerance::kFp32Product);
+  EXPECT_LT(largest_error(run().gradient(0), naive.dw, naive.dw_size), tolerance::kFp32Product);
   if (c().bias == Bias::kYes) {
-    EXPECT_LT(largest_error(run.gradient(1), naive.db, naive.db_size), tolerance::kFp32Product);
+    EXPECT_LT(largest_error(run().gradient(1), naive.db, naive.db_size), tolerance::kFp32Product);
   }
 }
 
 TEST_P(LinearTest, GradientsAddUp) {
-  run.forward(x);
-  run.backward(dy);
+  run().forward(x);
+  run().backward(dy);
   std::vector<std::vector<float>> once;
   const std::size_t parameters = c().bias == Bias::kYes ? 2 : 1;
-  for (std::size_t i = 0; i < parameters; ++i) once.push_back(run.gradient(i));
-  run.backward(dy, GradientMode::kAdd);
+  for (std::size_t i = 0; i < parameters; ++i) once.push_back(run().gradient(i));
+  run().backward(dy, GradientMode::kAdd);
   for (std::size_t p = 0; p < parameters; ++p) {
-    const auto twice = run.gradient(p);
+    const auto twice = run().gradient(p);
     for (std::size_t i = 0; i < twice.size(); ++i) {
       EXPECT_NEAR(twice[i], 2 * once[p][i],
                   1e-30 + tolerance::kFp32Product * std::abs(2 * once[p][i]) +
@@ -109,7 +122,8 @@ INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
                                                           Case{130, 64, 48, Bias::kYes},
                                                           Case{9, 40, 1, Bias::kNo, Activation::kRelu},
                                                           Case{67, 33, 50, Bias::kYes, Activation::kRelu}),
-                                          testing::Values(1, 2)));
+                                          testing::Values(1, 2),
+                                          testing::Values(MatrixPrecision::kFp32, MatrixPrecision::kBf16)));
 
 TEST(Linear, CentralDifferences) {
   Linear layer(6, 4);

@@ -53,6 +53,7 @@ class LayerRun {
     }
     for (std::size_t i = 0; i < weights_.size(); ++i) {
       weight_pointers_.push_back(weights_[i].data());
+      rounded_pointers_.push_back(nullptr);
       gradient_pointers_.push_back(gradients_[i].data());
     }
   }
@@ -71,6 +72,13 @@ class LayerRun {
   Stream& stream() { return stream_; }
   // In the arena's order.
   void set_parameter(std::size_t index, const std::vector<float>& values) { put(weights_.at(index), values); }
+  // From here on the parameter is given as bf16 only.
+  void give_rounded(std::size_t index, const std::vector<Bf16>& values) {
+    rounded_.emplace_back(device_, values.size());
+    copy_from_host(rounded_.back().data(), values.data(), values.size() * sizeof(Bf16), device_);
+    rounded_pointers_.at(index) = rounded_.back().data();
+    weight_pointers_.at(index) = nullptr;
+  }
   std::vector<float> gradient(std::size_t index) const { return get(gradients_.at(index)); }
   std::vector<float> state(std::size_t index) const { return get(states_.at(index)); }
 
@@ -79,7 +87,7 @@ class LayerRun {
     std::vector<float> garbage(output_.size(), 1e30F);  // what a plan must overwrite
     put(output_, garbage);
     layer_.forward({.stream = stream_,
-                    .weights = {weight_pointers_},
+                    .weights = {weight_pointers_, rounded_pointers_},
                     .states = state_pointers_,
                     .input = {input_.data(), input_shape_},
                     .output = {output_.data(), plan_.output},
@@ -99,7 +107,7 @@ class LayerRun {
     }
     put(input_gradient_, std::vector<float>(input_gradient_.size(), 1e30F));
     const BackwardContext context{.stream = stream_,
-                                  .weights = {weight_pointers_},
+                                  .weights = {weight_pointers_, rounded_pointers_},
                                   .gradients = {gradient_pointers_, mode},
                                   .input = {input_.data(), input_shape_},
                                   .output = {output_.data(), plan_.output},
@@ -108,10 +116,17 @@ class LayerRun {
                                   .stash = stash_.data(),
                                   .workspace = workspace_.data(),
                                   .random = {}};
-    layer_.backward(context);
+    if (gradients_apart) {
+      layer_.backward_input(context);
+      layer_.backward_weights(context);
+    } else {
+      layer_.backward(context);
+    }
     stream_.synchronize();
     return get(input_gradient_);
   }
+
+  bool gradients_apart = false;  // whether backward() asks for the two one after the other
 
  private:
   static constexpr std::size_t kGuardBytes = 16384;
@@ -136,7 +151,9 @@ class LayerRun {
   Buffer<float> input_, output_, output_gradient_, input_gradient_;
   Memory stash_, workspace_;
   std::vector<Buffer<float>> weights_, gradients_, states_;
+  std::vector<Buffer<Bf16>> rounded_;
   std::vector<const float*> weight_pointers_;
+  std::vector<const Bf16*> rounded_pointers_;
   std::vector<float*> state_pointers_;
   std::vector<float*> gradient_pointers_;
 };

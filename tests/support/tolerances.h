@@ -80,6 +80,15 @@ inline constexpr double kDeviceLayer = 1e-5;
 // cancel in a sum, relative to the largest value.
 inline constexpr double kTf32Layer = 1e-3;
 
+// A convolution in bf16 where cuDNN gives results in bf16 only: one more rounding of 2^-9 = 2e-3, relative to
+// the largest value.
+inline constexpr double kBf16Result = 2e-3;
+
+// Layers with products one behind the other in bf16 on two backends. CUDA rounds factors that the host keeps
+// (scores, states), and a value that lies at the middle of two may go to either: 2^-9 of a factor, a few
+// times on each path. Relative to the largest value.
+inline constexpr double kBf16Layer = 1e-2;
+
 // Softmax and its loss against double: the sum of up to 100 exponentials of 1 ulp each, then one logarithm.
 inline constexpr double kSoftmax = 3e-6;
 

@@ -24,6 +24,7 @@
 #include "layers/lstm.h"
 #include "layers/pooling.h"
 #include "layers/residual.h"
+#include "tests/support/bf16.h"
 #include "tests/support/layer_run.h"
 #include "tests/support/tolerances.h"
 
@@ -41,6 +42,8 @@ struct Case {
   std::string name;
   Shape input;
   std::function<LayerPtr()> make;
+  MatrixPrecision precision = MatrixPrecision::kFp32;
+  double tolerance = tolerance::kDeviceLayer;
 };
 
 void PrintTo(const Case& layer, std::ostream* to) { *to << layer.name; }
@@ -118,10 +121,33 @@ const Case kCases[] = {
     {"Lstm", {5, 7, 12}, making<Lstm>(12, 8)},
     {"LstmOdd", {3, 9, 5}, making<Lstm>(5, 7)},
     {"LastStep", {3, 5, 8}, making<LastStep>()},
-    {"LastStepOdd", {3, 5, 7}, making<LastStep>()}};
+    {"LastStepOdd", {3, 5, 7}, making<LastStep>()},
+    // The factors of one product are the same bits; behind another one they may be neighbours.
+    {"LinearBf16", {33, 72}, making<Linear>(72, 24, LinearOptions{}), MatrixPrecision::kBf16},
+    {"LinearOddBf16", {33, 70}, making<Linear>(70, 19, LinearOptions{}), MatrixPrecision::kBf16},
+    {"Conv2dBf16", kImages, making<Conv2d>(Conv2dOptions{.in = 8, .out = 16, .kernel = 3, .padding = 1}),
+     MatrixPrecision::kBf16},
+    {"Conv2dStridedBf16", kImages,
+     making<Conv2d>(Conv2dOptions{.in = 8, .out = 16, .kernel = 1, .stride = 2, .bias = Bias::kNo}),
+     MatrixPrecision::kBf16},
+    {"Conv2dOddBf16",
+     {4, 9, 10, 3},
+     making<Conv2d>(Conv2dOptions{.in = 3, .out = 6, .kernel = 3}),
+     MatrixPrecision::kBf16,
+     tolerance::kBf16Result},
+    {"Conv2dGroupsBf16", kImages,
+     making<Conv2d>(Conv2dOptions{.in = 8, .out = 12, .kernel = 3, .stride = 2, .padding = 1, .groups = 4}),
+     MatrixPrecision::kBf16, tolerance::kBf16Result},
+    {"AttentionBf16",
+     {3, 20, 32},
+     making<CausalSelfAttention>(AttentionOptions{.features = 32, .heads = 4}),
+     MatrixPrecision::kBf16,
+     tolerance::kBf16Layer},
+    {"LstmBf16", {5, 7, 16}, making<Lstm>(16, 8), MatrixPrecision::kBf16, tolerance::kBf16Layer}};
 
 // The largest difference, relative to the largest value.
-void expect_close(const std::vector<float>& actual, const std::vector<float>& expected, const char* what) {
+void expect_close(const std::vector<float>& actual, const std::vector<float>& expected, double tolerance,
+                  const char* what) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
   double largest = 0;
   double error = 0;
@@ -130,19 +156,25 @@ void expect_close(const std::vector<float>& actual, const std::vector<float>& ex
     largest = std::max(largest, std::fabs(static_cast<double>(expected[i])));
     error = std::max(error, std::fabs(static_cast<double>(actual[i]) - static_cast<double>(expected[i])));
   }
-  EXPECT_LE(error, tolerance::kDeviceLayer * largest) << what;
+  EXPECT_LE(error, tolerance * largest) << what;
 }
 
 class CudaLayers : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     if (device_count(Backend::kCuda) == 0) GTEST_SKIP() << "no CUDA device";
+    const bool rounds = GetParam().precision == MatrixPrecision::kBf16;
+    if (rounds && !multiplies_bf16(Device::host())) GTEST_SKIP() << "no bf16 on the host";
   }
 };
 
 TEST_P(CudaLayers, EqualTheHosts) {
   const LayerPtr on_host = GetParam().make();
   const LayerPtr on_cuda = GetParam().make();
+  for (const LayerPtr& layer : {std::cref(on_host), std::cref(on_cuda)}) {
+    layer->set_precision(GetParam().precision);
+  }
+  const double tolerance = GetParam().tolerance;
   LayerRun host(*on_host, GetParam().input, 1);
   LayerRun cuda(*on_cuda, GetParam().input, 1, Device::cuda(0));
   ASSERT_EQ(cuda.plan().output, host.plan().output);
@@ -154,15 +186,15 @@ TEST_P(CudaLayers, EqualTheHosts) {
   }
   const std::vector<float> x = random_values(GetParam().input.elements(), 1);
   const std::vector<float> dy = random_values(host.plan().output.elements(), 2);
-  expect_close(cuda.forward(x), host.forward(x), "output");
+  expect_close(cuda.forward(x), host.forward(x), tolerance, "output");
   for (const GradientMode mode : {GradientMode::kStore, GradientMode::kAdd}) {
-    expect_close(cuda.backward(dy, mode), host.backward(dy, mode), "input gradient");
+    expect_close(cuda.backward(dy, mode), host.backward(dy, mode), tolerance, "input gradient");
     for (std::size_t p = 0; p < parameters.size(); ++p) {
-      expect_close(cuda.gradient(p), host.gradient(p), parameters[p].name.c_str());
+      expect_close(cuda.gradient(p), host.gradient(p), tolerance, parameters[p].name.c_str());
     }
   }
   for (std::size_t s = 0; s < on_host->states().size(); ++s)
-    expect_close(cuda.state(s), host.state(s), "state");
+    expect_close(cuda.state(s), host.state(s), tolerance, "state");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, CudaLayers, testing::ValuesIn(kCases),
