@@ -6,7 +6,8 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 if ! command -v nvcc >/dev/null && [ -x /usr/local/cuda/bin/nvcc ]; then export PATH="$PATH:/usr/local/cuda/bin"; fi
-for program in nvcc nvidia-smi cmake ninja python3; do
+for program in nvidia-smi ctest python3 ${BUILD:-nvcc cmake ninja}; do
+  [ -d "$program" ] && continue
   if ! command -v "$program" >/dev/null; then
     echo "gpu.sh: $program was not found" >&2
     exit 2
@@ -17,7 +18,7 @@ card=$(query name)
 architecture=$(query compute_cap | tr -d .)
 results=${1:-bench/results/$(tr -c '[:alnum:]\n' - <<<"$card" | tr -s -)}
 mkdir -p "$results"
-build=build/gpu
+build=${BUILD:-build/gpu}
 jobs=$(nproc)
 failed=()
 
@@ -44,12 +45,22 @@ train() {
     --device cuda --epochs 2
 }
 
-benchmark() { # benchmark program [options...]
-  PIPEOPTIM_BENCH_DEVICE=cuda "$build/bench/$1_bench" --benchmark_out="$results/$1.json" "${@:2}"
+benchmark() { # benchmark name program [options...]
+  PIPEOPTIM_BENCH_DEVICE=cuda "$build/bench/$2_bench" --benchmark_out="$results/$1.json" "${@:3}"
 }
 
-pytorch() {
+training_step() { # training_step precision
+  PIPEOPTIM_BENCH_PRECISION=$1 benchmark "step-$1" step
+  PIPEOPTIM_BENCH_PRECISION=$1 PIPEOPTIM_BENCH_CUDA_GRAPH=1 benchmark "step-$1-graph" step
+}
+
+pytorch_optimizer() {
   "${PYTHON:-python3}" bench/peers/torch_optimizer.py --device cuda --elements $((1 << 26)) >"$results/pytorch.jsonl"
+}
+
+pytorch_step() {
+  "${PYTHON:-python3}" bench/peers/torch_step.py --device cuda --precisions fp32 tf32 bf16 --modes fused --steps 5 \
+    >"$results/pytorch-step.jsonl"
 }
 
 report() {
@@ -73,21 +84,28 @@ if peers.exists() and peers.stat().st_size:
     lines += ["| PyTorch: step, then prediction | mode | elements | seconds |", "|---|---|---|---|"]
     for entry in map(json.loads, peers.read_text().splitlines()):
         lines.append("| {rule} | {mode} | {elements} | {seconds:.3g} |".format(**entry))
+    lines.append("")
+steps = results / "pytorch-step.jsonl"
+if steps.exists() and steps.stat().st_size:
+    lines += ["| PyTorch: training step | setting | seconds |", "|---|---|---|"]
+    for entry in map(json.loads, steps.read_text().splitlines()):
+        lines.append("| {model} | {setting} | {seconds:.3g} |".format(**entry))
 (results / "README.md").write_text("\n".join(lines).rstrip() + "\n")
 PYTHON
 }
 
 : >"$results/steps.txt"
 echo "$card (sm_$architecture), results in $results"
-step build build_all
+[ -n "${BUILD:-}" ] || step build build_all
 step tests-cuda tests cuda "$jobs"
 step train train
-step optimizer benchmark optimizer
-step layers benchmark layers
-step runtime benchmark runtime
-step step benchmark step
-step pytorch pytorch
-step tests-gpu tests gpu 2
+step optimizer benchmark optimizer optimizer
+step layers benchmark layers layers
+step runtime benchmark runtime runtime
+for precision in fp32 tf32 bf16; do step "step-$precision" training_step "$precision"; done
+step pytorch-optimizer pytorch_optimizer
+step pytorch-step pytorch_step
+step tests-gpu tests gpu 4
 if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 4 ]; then step tests-nccl tests nccl 1; fi
 report
 if [ ${#failed[@]} -gt 0 ]; then
