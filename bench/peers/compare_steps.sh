@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A training step, PipeOptim against PyTorch, in turns: compare_steps.sh [step_bench] [rounds] [models...]
-# Prints milliseconds a step and the ratio of ours to PyTorch's, both the best of their settings: PyTorch's are those of
-# torch_step.py, ours one stage with all threads and a pipeline of two stages, each with OMP_WAIT_POLICY active and
-# passive. A time is the median of its rounds. torch.sh says how PyTorch is run.
+# Prints milliseconds a step in fp32 and bf16 and the ratios of ours to PyTorch's, both the best of their settings:
+# PyTorch's are those of torch_step.py, ours one stage with all threads and a pipeline of two stages, each with
+# OMP_WAIT_POLICY active and passive. A time is the median of its rounds. torch.sh says how PyTorch is run.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 program=${1:-$here/../../build/host/bench/step_bench}
@@ -18,8 +18,11 @@ for model in "${models[@]}"; do
   for round in $(seq "$rounds"); do
     for policy in active passive; do
       echo "$model, round $round, $policy" >&2
-      OMP_WAIT_POLICY=$policy "$program" --benchmark_filter="step/$model/" \
-        --benchmark_out="$results/$model.$round.$policy.json" >/dev/null 2>&1
+      for precision in fp32 bf16; do
+        OMP_WAIT_POLICY=$policy PIPEOPTIM_BENCH_PRECISION=$precision "$program" \
+          --benchmark_filter="step/$model/" \
+          --benchmark_out="$results/$model.$round.$policy.$precision.json" >/dev/null 2>&1
+      done
       OMP_WAIT_POLICY=$policy peer torch_step.py --models "$model" --steps 5 >"$results/$model.$round.$policy.torch"
     done
   done
@@ -38,21 +41,23 @@ def best(times, prefix):
     return 1e3 * medians[name], name
 
 
-print(f"{'model':10}{'ours, ms':>10}{'PyTorch, ms':>13}{'ratio':>8}{'its bf16':>10}{'ratio':>8}  settings")
+print(f"{'model':10}" + "".join(f"{'ours, ' + p:>12}{'PyTorch':>10}{'ratio':>7}" for p in ("fp32", "bf16")) + "  settings")
 for model in sys.argv[2:]:
     ours, theirs = collections.defaultdict(list), collections.defaultdict(list)
     for file in results.glob(f"{model}.*.json"):
-        policy = file.name.split(".")[2]
+        _, _, policy, precision, _ = file.name.split(".")
         (benchmark,) = json.loads(file.read_text())["benchmarks"]
         for form in ("sequential", "pipelined"):
-            ours[f"{form} {policy}"].append(benchmark[f"{form}_s"])
+            ours[f"{precision} {form} {policy}"].append(benchmark[f"{form}_s"])
     for file in results.glob(f"{model}.*.torch"):
         for line in file.read_text().splitlines():
             entry = json.loads(line)
             theirs[f"{entry['setting']} {file.name.split('.')[2]}"].append(entry["seconds"])
-    mine, my_setting = best(ours, "")
-    fp32, fp32_setting = best(theirs, "fp32")
-    bf16, _ = best(theirs, "bf16")
-    print(f"{model:10}{mine:10.1f}{fp32:13.1f}{mine / fp32:8.2f}{bf16:10.1f}{mine / bf16:8.2f}  "
-          f"{my_setting} | {fp32_setting}")
+    columns, settings = "", []
+    for precision in ("fp32", "bf16"):
+        mine, my_setting = best(ours, precision)
+        peer, peer_setting = best(theirs, precision)
+        columns += f"{mine:12.1f}{peer:10.1f}{mine / peer:7.2f}"
+        settings.append(f"{my_setting} | {peer_setting}")
+    print(f"{model:10}{columns}  {'; '.join(settings)}")
 PYTHON

@@ -155,6 +155,8 @@ TEST(Convolution, IsDescribedInMessages) {
   spec.bias = true;
   spec.precision = MatrixPrecision::kTf32;
   EXPECT_TRUE(describe(spec).ends_with("2 groups, with bias, tf32"));
+  spec.precision = MatrixPrecision::kBf16;
+  EXPECT_TRUE(describe(spec).ends_with("2 groups, with bias, bf16"));
 }
 
 TEST(Convolution, RefusesAnotherThreadCountAndAMissingBias) {

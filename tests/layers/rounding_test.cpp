@@ -119,20 +119,14 @@ TEST_P(RoundedWeights, AreWhatTheLayerMakesOfThem) {
 
 INSTANTIATE_TEST_SUITE_P(Backends, Rounding, testing::ValuesIn(built_backends()), backend_name);
 
-using CudaRoundedWeights = RoundedWeights;  // the prefix is CTest's label
-
 // A layer of CUDA is also held to the host's in cuda/equal_layers_test.cpp.
 const auto kLayers = testing::Values(std::string("Linear"), std::string("LinearRelu"), std::string("Conv2d"),
                                      std::string("Attention"), std::string("Lstm"));
 std::string layer_name(const testing::TestParamInfo<std::tuple<Backend, std::string>>& info) {
-  return std::get<1>(info.param);
+  return (std::get<0>(info.param) == Backend::kHost ? "Host" : "Cuda") + std::get<1>(info.param);
 }
-INSTANTIATE_TEST_SUITE_P(Host, RoundedWeights, testing::Combine(testing::Values(Backend::kHost), kLayers),
-                         layer_name);
-#if defined(PIPEOPTIM_WITH_CUDA)
-INSTANTIATE_TEST_SUITE_P(All, CudaRoundedWeights, testing::Combine(testing::Values(Backend::kCuda), kLayers),
-                         layer_name);
-#endif
+INSTANTIATE_TEST_SUITE_P(Layers, RoundedWeights,
+                         testing::Combine(testing::ValuesIn(built_backends()), kLayers), layer_name);
 
 TEST(RoundedWeight, IsRefusedByOtherPrecisions) {
   Stream stream(Device::host(), {.threads = 1});

@@ -43,7 +43,7 @@ class Operands {
   void run(const ConvolutionPlan& plan, Stream& stream, std::byte* workspace) const {
     forward(plan, stream, output_.data(), workspace);
     plan.backward_data(stream,
-                       {.weights = weights_.data(),
+                       {.weights = {weights_.data()},
                         .output_gradient = output_gradient_.data(),
                         .input_gradient = input_gradient_.data()},
                        workspace);
@@ -59,7 +59,7 @@ class Operands {
   void forward(const ConvolutionPlan& plan, Stream& stream, float* output, std::byte* workspace) const {
     plan.forward(stream,
                  {.input = input_.data(),
-                  .weights = weights_.data(),
+                  .weights = {weights_.data()},
                   .bias = has_bias_ ? bias_.data() : nullptr,
                   .output = output},
                  workspace);

@@ -1,4 +1,5 @@
-// TF32 is used where it is asked for, and nowhere else. A factor of 1 + 2^-12 has more bits than TF32 keeps.
+// TF32 and bf16 are used where they are asked for, and nowhere else. A factor of 1 + 2^-12 has more bits than
+// either keeps.
 #include <gtest/gtest.h>
 
 #include <cstdlib>
@@ -36,7 +37,7 @@ class CudaPrecision : public BackendTest {
     }
   }
 
-  // A library may use fp32 where TF32 is allowed. A simulated device says which it does.
+  // A library may use fp32 where less is allowed. A simulated device says which it does.
   static bool rounds() {
     const char* const simulated = std::getenv("CUDASIM_TF32");
     return simulated != nullptr && std::string(simulated) == "1";
@@ -47,7 +48,8 @@ TEST_P(CudaPrecision, IsThatOfTheSpec) {
   const Buffer<float> fine = diagonal(), one = ones();
   Buffer<float> product = ones();
   Stream stream(device());
-  for (const MatrixPrecision precision : {MatrixPrecision::kFp32, MatrixPrecision::kTf32}) {
+  for (const MatrixPrecision precision :
+       {MatrixPrecision::kFp32, MatrixPrecision::kTf32, MatrixPrecision::kBf16}) {
     const Gemm gemm_spec{.rows = kExtent,
                          .columns = kExtent,
                          .inner = kExtent,
@@ -64,7 +66,7 @@ TEST_P(CudaPrecision, IsThatOfTheSpec) {
     const auto plan =
         make_linear(device(), 1, {.rows = kExtent, .in = kExtent, .out = kExtent, .precision = precision});
     const Memory workspace(device(), plan->workspace_bytes());
-    plan->forward(stream, {.input = one.data(), .weights = fine.data(), .output = product.data()},
+    plan->forward(stream, {.input = one.data(), .weights = {fine.data()}, .output = product.data()},
                   workspace.data());
     stream.synchronize();
     expect(product, precision, "linear");
