@@ -149,7 +149,7 @@ double convolution_flops(const ConvolutionSpec& spec);
 
 struct ConvolutionForward {
   const float* input = nullptr;
-  Factor weights = {};               // rounded only for plans of kBf16, as above
+  Factor weights = {};          // rounded only for plans of kBf16, as above
   const float* bias = nullptr;  // null exactly where the spec has none
   float* output = nullptr;
 };

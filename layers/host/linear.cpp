@@ -19,7 +19,6 @@ namespace {
 
 using dnnl::memory;
 using Role = StagedPrimitive::Role;
-
 using Type = memory::data_type;
 
 // Dense matrices, row by row, and their transposes.
