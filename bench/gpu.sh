@@ -59,7 +59,7 @@ pytorch_optimizer() {
 }
 
 pytorch_step() {
-  "${PYTHON:-python3}" bench/peers/torch_step.py --device cuda --precisions fp32 tf32 bf16 --modes fused --steps 5 \
+  "${PYTHON:-python3}" bench/peers/torch_step.py --device cuda --precisions fp32 tf32 bf16 --modes fused --steps 3 \
     >"$results/pytorch-step.jsonl"
 }
 
@@ -105,7 +105,7 @@ step runtime benchmark runtime runtime
 for precision in fp32 tf32 bf16; do step "step-$precision" training_step "$precision"; done
 step pytorch-optimizer pytorch_optimizer
 step pytorch-step pytorch_step
-step tests-gpu tests gpu 4
+step tests-gpu tests gpu 6
 if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 4 ]; then step tests-nccl tests nccl 1; fi
 report
 if [ ${#failed[@]} -gt 0 ]; then
