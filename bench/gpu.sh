@@ -70,7 +70,7 @@ import json, pathlib, sys
 results, title = pathlib.Path(sys.argv[1]), sys.argv[2]
 lines = [f"# {title}", "", "```", (results / "steps.txt").read_text().rstrip(), "```", ""]
 for file in sorted(results.glob("*.json")):
-    lines += ["| benchmark | counters | |", "|---|---|---|"]
+    lines += [f"| {file.stem} | counters | |", "|---|---|---|"]
     for benchmark in json.loads(file.read_text())["benchmarks"]:
         known = {"real_time", "cpu_time", "iterations", "repetitions", "repetition_index", "threads", "family_index",
                  "per_family_instance_index"}

@@ -48,6 +48,8 @@ void with_counts(const Traffic& traffic, const Function& function) {
       return function.template operator()<1, 3, 0, 1>();
     case 1310:
       return function.template operator()<1, 3, 1, 0>();
+    case 1320:
+      return function.template operator()<1, 3, 2, 0>();
     case 1500:
       return function.template operator()<1, 5, 0, 0>();
     case 1501:

@@ -69,9 +69,27 @@ struct TwoSums {
   };
 };
 
-// Mean and sum of squared deviations of each channel in one chunk of rows. Both come from sums of differences
-// from the chunk's first row. As that is one of the n rows, the squares' sum is at most n + 1 times the
-// result, so that the subtraction loses little.
+// Mean and sum of squared deviations of some rows, which join as in Chan et al. 1983.
+template <int kWidth>
+struct Moments {
+  float count;
+  Pack<kWidth> mean, deviation;
+
+  PO_HD void add(const Moments& other) {
+    if (other.count == 0) return;
+    const float both = count + other.count;
+    const float share = other.count / both;
+    for (int v = 0; v < kWidth; ++v) {
+      const float delta = other.mean.value[v] - mean.value[v];
+      mean.value[v] += delta * share;
+      deviation.value[v] += other.deviation.value[v] + delta * delta * (count * share);
+    }
+    count = both;
+  }
+};
+
+// Those of each channel in one chunk of rows. A member goes over its rows twice; the second time they are in
+// the cache.
 struct ChunkMoments {
   using LongRows = void;
   const float* x;
@@ -82,41 +100,36 @@ struct ChunkMoments {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
-    const Slab slab = chunks.slab(index);
     const std::int64_t channels = chunks.channels;
-    const float* const pivots = x + slab.row_begin * channels;
-    sum_rows<TwoSums<float>::Of>(
-        team, slab, packs,
+    sum_rows<Moments>(
+        team, chunks.slab(index), packs,
         [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
-          const auto pivot = load_tile<kWidth>(pivots + c);
-          TwoSums<float>::Of<kWidth> sums{};
+          Moments<kWidth> all{};
+          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+            const auto row = load_tile<kWidth>(x + r * channels + c);
+            for (int v = 0; v < kWidth; ++v) all.mean.value[v] += row.value[v];
+            all.count += 1;
+          }
+          const float inverse = all.count > 0 ? 1.0F / all.count : 0;
+          for (int v = 0; v < kWidth; ++v) all.mean.value[v] *= inverse;
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto row = load_tile<kWidth>(x + r * channels + c);
             for (int v = 0; v < kWidth; ++v) {
-              const float difference = row.value[v] - pivot.value[v];
-              sums.first.value[v] += difference;
-              sums.second.value[v] += difference * difference;
+              const float from_mean = row.value[v] - all.mean.value[v];
+              all.deviation.value[v] += from_mean * from_mean;
             }
           }
-          return sums;
+          return all;
         },
-        [&]<int kWidth>(std::int64_t c, TwoSums<float>::Of<kWidth> sums) {
-          const auto pivot = load_tile<kWidth>(pivots + c);
-          const float inverse = 1.0F / static_cast<float>(chunks.rows_of(index));
-          for (int v = 0; v < kWidth; ++v) {
-            const float shift = sums.first.value[v] * inverse;
-            sums.second.value[v] -= sums.first.value[v] * shift;
-            if (sums.second.value[v] < 0) sums.second.value[v] = 0;
-            sums.first.value[v] = pivot.value[v] + shift;
-          }
-          store_tile(mean + index * channels + c, sums.first);
-          store_tile(deviation + index * channels + c, sums.second);
+        [&]<int kWidth>(std::int64_t c, const Moments<kWidth>& all) {
+          store_tile(mean + index * channels + c, all.mean);
+          store_tile(deviation + index * channels + c, all.deviation);
         });
   }
 };
 
-// Joins the chunks of a channel, again by differences from the first, sets the forward's line and moves the
-// running statistics.
+// Joins the chunks of a channel by differences from the first one's mean, sets the forward's line and moves
+// the running statistics.
 struct FinishMoments {
   using LongRows = void;
   const float* chunk_mean;

@@ -9,7 +9,7 @@
 namespace pipeoptim {
 namespace {
 
-// Every tensor starts on a cache line, also where it is in bf16.
+// Every tensor starts at a multiple of kAlignment, also where it is in bf16.
 template <typename T = float>
 std::int64_t padded(std::int64_t elements) {
   constexpr std::int64_t kPadding = kAlignment / sizeof(T);

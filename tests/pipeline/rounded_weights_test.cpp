@@ -69,8 +69,9 @@ enum class Expected { kFp32, kRounded };
 class RoundedWeights : public testing::Test {
  protected:
   static constexpr std::size_t kWitnesses = 5;
-  // 5 x 7 and 20 elements take two cache lines of bf16 and one, 3 x 3 and 5 one of fp32 each.
-  static constexpr std::size_t kRounded = kWitnesses * (64 + 32), kOthers = kWitnesses * (16 + 16);
+  // Each tensor is smaller than the alignment: two a witness in bf16, two in fp32.
+  static constexpr std::size_t kRounded = kWitnesses * 2 * (kAlignment / sizeof(Bf16)),
+                               kOthers = kWitnesses * 2 * (kAlignment / sizeof(float));
 
   static std::vector<NamedLayer> named(Witness::Seen* seen) {
     std::vector<NamedLayer> layers;
