@@ -113,11 +113,28 @@ void Engine::write_tensor(const std::string& name, std::span<const float> values
                                 std::to_string(shape.elements()) + " values, got " +
                                 std::to_string(values.size()));
   }
-  std::vector<float> stored(values.begin(), values.end());
-  if (place.placed->storage == Storage::kChannelsLast) {
-    visit_channels_last(shape, [&](std::size_t file, std::size_t arena) { stored[arena] = values[file]; });
+  write_rows(name, 0, values);
+}
+
+void Engine::write_rows(const std::string& name, std::int64_t first, std::span<const float> values) {
+  impl_->allocate();
+  const Place place = find(*impl_, name);
+  Shape shape = place.placed->tensor.shape;
+  const std::int64_t row = shape.elements() / shape[0], elements = std::ssize(values);
+  if (first < 0 || elements % row != 0 || first + elements / row > shape[0]) {
+    throw std::invalid_argument("tensor '" + name + "' of shape " + shape.to_string() + " has no " +
+                                std::to_string(elements) + " values in whole rows from row " +
+                                std::to_string(first) + " on");
   }
-  copy_from_host(place.data, stored.data(), stored.size() * sizeof(float), place.device);
+  float* const target = place.data + first * row;
+  if (place.placed->storage == Storage::kRowMajor) {
+    copy_from_host(target, values.data(), values.size_bytes(), place.device);
+    return;
+  }
+  shape[0] = elements / row;
+  std::vector<float> stored(values.size());
+  visit_channels_last(shape, [&](std::size_t file, std::size_t arena) { stored[arena] = values[file]; });
+  copy_from_host(target, stored.data(), values.size_bytes(), place.device);
 }
 
 std::vector<StageInfo> Engine::stage_info() const {

@@ -167,6 +167,8 @@ class Engine {
   // Values in PyTorch's order, blocking, of a stage that is here; shape and size are checked.
   std::vector<float> read_tensor(const std::string& name) const;
   void write_tensor(const std::string& name, std::span<const float> values);
+  // Only rows of the first dimension, from `first` on: nobody has to hold all of a large tensor.
+  void write_rows(const std::string& name, std::int64_t first, std::span<const float> values);
 
   std::vector<StageInfo> stage_info() const;
   std::vector<StageTiming> stage_timing() const;  // of the last train(), by worker

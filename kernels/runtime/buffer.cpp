@@ -16,7 +16,7 @@ namespace {
 
 std::atomic<std::int64_t> allocations{0};
 
-// First touches of 4 KiB pages are slow; from 1 MiB on, huge pages are asked for.
+// First touches of 4 KiB pages are slow: huge pages are asked for where at least half of them is used.
 void* host_allocate(std::size_t bytes) {
   constexpr std::size_t kHugePage = std::size_t{2} << 20;
   const bool huge = bytes >= kHugePage / 2;
@@ -26,7 +26,8 @@ void* host_allocate(std::size_t bytes) {
     throw DeviceError("host memory allocation",
                       std::to_string(bytes) + " bytes were refused: not enough memory");
   }
-  if (huge) madvise(memory, align_up(bytes, alignment), MADV_HUGEPAGE);  // advice: failure is harmless
+  // Advice: failure is harmless. The end of the last page stays untouched unless that is a huge one.
+  if (huge) madvise(memory, (bytes + kHugePage / 2) / kHugePage * kHugePage, MADV_HUGEPAGE);
   std::memset(memory, 0, bytes);
   return memory;
 }

@@ -1,4 +1,5 @@
 // The weights of an engine: first values, and safetensors files in both directions.
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <span>
@@ -58,6 +59,19 @@ Faults compare(const std::vector<ModelTensor>& wanted,
   return faults;
 }
 
+// In pieces: the largest tensor can be a good part of all that the training needs.
+void initialise(Engine& engine, const ModelTensor& tensor, std::uint64_t seed, std::uint64_t parameter) {
+  constexpr std::int64_t kPiece = 1 << 18;
+  const std::int64_t rows = tensor.shape[0], row = tensor.shape.elements() / rows;
+  const std::int64_t step = std::max<std::int64_t>(1, kPiece / row);
+  for (std::int64_t first = 0; first < rows; first += step) {
+    const Shape piece{std::min(step, rows - first) * row};
+    engine.write_rows(
+        tensor.name, first,
+        initial_values(tensor.initializer, piece, seed, parameter, static_cast<std::uint64_t>(first * row)));
+  }
+}
+
 std::vector<float> gather_values(ProcessGroup& processes, std::span<const float> mine) {
   std::vector<float> all;
   for (const ProcessGroup::Bytes& bytes : processes.gather(std::as_bytes(mine))) {
@@ -73,9 +87,7 @@ std::vector<float> gather_values(ProcessGroup& processes, std::span<const float>
 void initialise(Engine& engine, std::uint64_t seed) {
   std::uint64_t parameter = 0;
   for (const ModelTensor& tensor : engine.tensors()) {
-    if (engine.here(tensor.stage)) {
-      engine.write_tensor(tensor.name, initial_values(tensor.initializer, tensor.shape, seed, parameter));
-    }
+    if (engine.here(tensor.stage)) initialise(engine, tensor, seed, parameter);
     if (tensor.trained) ++parameter;
   }
 }

@@ -50,6 +50,15 @@ TEST(Init, Normal) {
   EXPECT_NEAR(static_cast<double>(beyond) / kCount, 0.0455, 0.003);  // two deviations
 }
 
+TEST(Init, PartsAreThoseOfTheWhole) {
+  for (const auto kind : {Initializer::Kind::kUniform, Initializer::Kind::kNormal}) {
+    const Initializer initializer{kind, 0.5F};
+    const auto whole = initial_values(initializer, {6, 4}, 7, 3);
+    const auto part = initial_values(initializer, {2, 4}, 7, 3, 12);
+    EXPECT_EQ(part, std::vector<float>(whole.begin() + 12, whole.begin() + 20));
+  }
+}
+
 TEST(Init, DependsOnSeedAndParameter) {
   const Initializer uniform{Initializer::Kind::kUniform, 1.0F};
   const auto values = initial_values(uniform, {10}, 1, 2);

@@ -400,6 +400,11 @@ TEST(Engine, RefusesImpossibleNumbers) {
   EXPECT_THROW(make(config_for("pipeoptim", "adamv"), 2), std::invalid_argument);
   const auto engine = mlp.engine(2, config_for("pipeoptim"));
   EXPECT_THROW(engine->write_tensor("0.weight", std::vector<float>(3)), std::invalid_argument);
+  const std::vector<float> row(static_cast<std::size_t>(mlp.widths[0]));  // of 0.weight
+  EXPECT_NO_THROW(engine->write_rows("0.weight", mlp.widths[1] - 1, row));
+  EXPECT_THROW(engine->write_rows("0.weight", mlp.widths[1], row), std::invalid_argument);
+  EXPECT_THROW(engine->write_rows("0.weight", -1, row), std::invalid_argument);
+  EXPECT_THROW(engine->write_rows("0.weight", 0, std::vector<float>(3)), std::invalid_argument);
   EXPECT_THROW(engine->read_tensor("nothing"), std::invalid_argument);
 }
 
