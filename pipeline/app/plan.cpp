@@ -6,19 +6,12 @@
 #include <vector>
 
 #include "pipeline/app/app.h"
+#include "pipeline/app/memory.h"
 #include "pipeline/app/records.h"
 #include "pipeline/app/setup.h"
 
 namespace pipeoptim::app {
 namespace {
-
-std::string bytes_text(std::size_t bytes) {
-  const double value = static_cast<double>(bytes);
-  if (bytes < 1024) return fmt::format("{} B", bytes);
-  if (bytes < std::size_t{1} << 20) return fmt::format("{:.1f} KiB", value / 1024);
-  if (bytes < std::size_t{1} << 30) return fmt::format("{:.1f} MiB", value / (1 << 20));
-  return fmt::format("{:.2f} GiB", value / (1 << 30));
-}
 
 std::string counted(std::int64_t count, const std::string& what) {
   return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
@@ -71,13 +64,9 @@ void print_memory(const std::vector<StageInfo>& stages) {
     }
     fmt::print("{:>12}\n", bytes_text(sum));
   }
-  std::size_t sum = 0;
   fmt::print("{:<10}", "total");
-  for (const StageInfo& stage : stages) {
-    sum += stage.memory.total();
-    fmt::print("{:>12}", bytes_text(stage.memory.total()));
-  }
-  fmt::print("{:>12}\n", bytes_text(sum));
+  for (const StageInfo& stage : stages) fmt::print("{:>12}", bytes_text(stage.memory.total()));
+  fmt::print("{:>12}\n", bytes_text(planned_bytes(stages)));
 }
 
 void print_schedule(const Options& options) {

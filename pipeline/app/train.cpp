@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <span>
 #include <sstream>
 #include <string>
@@ -12,6 +13,7 @@
 #include "kernels/runtime/device.h"
 #include "pipeline/app/app.h"
 #include "pipeline/app/interrupt.h"
+#include "pipeline/app/memory.h"
 #include "pipeline/app/processes.h"
 #include "pipeline/app/progress.h"
 #include "pipeline/app/recorder.h"
@@ -40,12 +42,19 @@ void print_header(const Options& options, const Engine& engine, const Role& role
   std::fflush(stdout);
 }
 
-void print_end(const Options& options, const Engine& engine, const TrainingResult& result) {
+// Of a run on the host: a device's memory is not the process's.
+struct MemoryUse {
+  std::size_t most = 0, planned = 0;
+};
+
+void print_end(const Options& options, const Engine& engine, const TrainingResult& result,
+               const std::optional<MemoryUse>& memory) {
   if (options.json) {
     nlohmann::ordered_json all = nlohmann::ordered_json::parse(epoch_line(result.last));
     all["steps"] = result.steps;
     all["bubble"] = nlohmann::ordered_json::array();
     for (const StageTiming& timing : result.timing) all["bubble"].push_back(timing.bubble());
+    if (memory) all["memory"] = {{"most", memory->most}, {"planned", memory->planned}};
     fmt::print("{}\n", all.dump());
     return;
   }
@@ -60,6 +69,7 @@ void print_end(const Options& options, const Engine& engine, const TrainingResul
     fmt::print("{} {} {} {:.1f} %", k ? "," : "", worker, k, 100 * result.timing[k].bubble());
   }
   fmt::print("\n");
+  if (memory) fmt::print("memory {}, planned {}\n", bytes_text(memory->most), bytes_text(memory->planned));
   if (result.last.skipped_updates > 0) {
     fmt::print("{} updates with a gradient that is not finite were skipped, the last in {}\n",
                result.last.skipped_updates, engine.last_skip());
@@ -92,7 +102,7 @@ class Job {
       Progress progress(choose_display(silent), choose_color(options_.color), run_.steps(), run_.epochs());
       result = run_.train(callbacks(progress));
     }
-    if (role_.reports) print_end(options_, run_.engine(), result);
+    if (role_.reports) print_end(options_, run_.engine(), result, memory_use());
     const std::vector<std::string> written = recorder_.finish(run_.engine());
     if (!silent) {
       for (const std::string& file : written) fmt::print("{}\n", file);
@@ -107,6 +117,13 @@ class Job {
   }
 
  private:
+  // What the engine took, of which it had nothing when the run was made.
+  std::optional<MemoryUse> memory_use() {
+    const std::size_t most = memory_.most();
+    if (device_.backend != Backend::kHost || most == 0) return std::nullopt;
+    return MemoryUse{most, planned_bytes(run_.engine().stage_info())};
+  }
+
   // What has to be the same in all processes. Threads and folders are each machine's own business; whether
   // weights are saved is not, as all take part in that.
   std::string settings() const {
@@ -149,6 +166,7 @@ class Job {
   Recorder recorder_;
   std::unique_ptr<Engine> engine_;  // until the run has it
   TrainingRun run_;
+  MemoryGrowth memory_;
 };
 
 }  // namespace
