@@ -79,9 +79,10 @@ struct LayerPlan {
 enum class Mode { kTraining, kEvaluation };
 
 // How products and convolutions of fp32 values may be computed. The factors are rounded to 10 bits of
-// mantissa (kTf32: on CUDA only, the host's stay fp32) or 7 (kBf16); sums and results stay in fp32. Factors
-// of products without weights (attention's scores, the states of an LSTM) are rounded on CUDA only, by the
-// product itself: on the host each would be a pass over values that are used once.
+// mantissa (kTf32: on CUDA only, the host's stay fp32) or 7 (kBf16); sums and results stay in fp32, but for
+// convolutions of which cuDNN has only a bf16 result. Factors of products without weights (attention's
+// scores, the states of an LSTM) are rounded on CUDA only, by the product itself: on the host each would be a
+// pass over values that are used once.
 enum class MatrixPrecision { kFp32, kTf32, kBf16 };
 
 // What a layer applies to its output in the same pass, where it offers that.

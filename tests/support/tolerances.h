@@ -85,7 +85,7 @@ inline constexpr double kTf32Layer = 1e-3;
 inline constexpr double kBf16Result = 4e-3;
 
 // Layers with products one behind the other in bf16 on two backends. CUDA rounds factors that the host keeps:
-// scores of up to 30 from factors that are off by 2^-9 decide probabilities to 6 % (seen in gradients: 2 % of
+// scores of up to 30 from factors that are off by 2^-8 decide probabilities to 6 % (seen in gradients: 2 % of
 // the largest value), the gates of an LSTM far better. Relative to the largest value.
 inline constexpr double kBf16Layer = 5e-2;
 
