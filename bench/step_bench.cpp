@@ -55,7 +55,8 @@ std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const cha
   config.method = method;
   config.precision = precision();
   config.optimizer.rule = c.rule;
-  config.cuda_graph = std::getenv("PIPEOPTIM_BENCH_CUDA_GRAPH") != nullptr;
+  const char* const graph = std::getenv("PIPEOPTIM_BENCH_CUDA_GRAPH");
+  config.cuda_graph = graph != nullptr && std::string(graph) == "1";
   auto engine = std::make_unique<Engine>(config, split_layers(std::move(layers), cuts),
                                          std::make_unique<SoftmaxCrossEntropy>(), input);
   std::uint64_t n = 0;

@@ -27,6 +27,7 @@ struct Windows {
     // The tiles of all pixels, one after the other, so that few channels do not leave members idle.
     const auto share = [&]<int kWidth>() {
       const auto tiles = static_cast<int>(channels / kWidth), all = static_cast<int>(across) * tiles;
+      PO_UNROLL(1)
       for (int i = team.rank(); i < all; i += team.size()) {
         const int x = i / tiles;
         body.template tile<kWidth>(Pixel{record, y, x, first + x}, kWidth * (i - x * tiles));
@@ -48,13 +49,16 @@ struct Windows {
   PO_HD std::int64_t end(std::int64_t at, std::int64_t extent) const {
     return smaller(at * stride - padding + kernel, extent);
   }
-  // The output positions whose windows hold input position `at`.
-  PO_HD std::int64_t first_window(std::int64_t at) const {
-    const std::int64_t from = at + padding - kernel + 1;
-    return from <= 0 ? 0 : (from + stride - 1) / stride;
+  // The output positions whose windows hold input position `at`. Lines are shorter than 2^31, and divisions
+  // of 64 bits take many registers.
+  PO_HD std::int32_t first_window(std::int64_t at) const {
+    const auto from = static_cast<std::int32_t>(at + padding - kernel + 1),
+               step = static_cast<std::int32_t>(stride);
+    return from <= 0 ? 0 : (from + step - 1) / step;
   }
-  PO_HD std::int64_t last_window(std::int64_t at, std::int64_t out_extent) const {
-    return smaller((at + padding) / stride, out_extent - 1);
+  PO_HD std::int32_t last_window(std::int64_t at, std::int64_t out_extent) const {
+    const auto last = static_cast<std::int32_t>(at + padding) / static_cast<std::int32_t>(stride);
+    return last < out_extent ? last : static_cast<std::int32_t>(out_extent) - 1;
   }
 };
 
@@ -107,8 +111,10 @@ struct MaxBackward {
   PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
     const auto position = static_cast<std::int32_t>(here.y * at.width + here.x);
     Pack<kWidth> sum{};
-    for (std::int64_t oy = at.first_window(here.y); oy <= at.last_window(here.y, at.out_height); ++oy) {
-      for (std::int64_t ox = at.first_window(here.x); ox <= at.last_window(here.x, at.out_width); ++ox) {
+    const std::int32_t last_y = at.last_window(here.y, at.out_height);
+    const std::int32_t last_x = at.last_window(here.x, at.out_width);
+    for (std::int32_t oy = at.first_window(here.y); oy <= last_y; ++oy) {
+      for (std::int32_t ox = at.first_window(here.x); ox <= last_x; ++ox) {
         const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
         const auto where = load_tile<kWidth>(chosen + from);
         const auto gradient = load_tile<kWidth>(dy + from);
@@ -168,8 +174,10 @@ struct AverageBackward {
   PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
     const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
     Pack<kWidth> sum{};
-    for (std::int64_t oy = at.first_window(here.y); oy <= at.last_window(here.y, at.out_height); ++oy) {
-      for (std::int64_t ox = at.first_window(here.x); ox <= at.last_window(here.x, at.out_width); ++ox) {
+    const std::int32_t last_y = at.last_window(here.y, at.out_height);
+    const std::int32_t last_x = at.last_window(here.x, at.out_width);
+    for (std::int32_t oy = at.first_window(here.y); oy <= last_y; ++oy) {
+      for (std::int32_t ox = at.first_window(here.x); ox <= last_x; ++ox) {
         const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
         add<kWidth>(sum, load_tile<kWidth>(dy + from), share);
       }

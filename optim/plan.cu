@@ -143,7 +143,7 @@ float travel(Predictor predictor, const Lookahead& ahead) {
 }
 
 std::int64_t slot_stride(std::int64_t elements) {
-  constexpr std::int64_t kLine = kAlignment / sizeof(float);
+  constexpr std::int64_t kLine = 64 / sizeof(float);  // of a cache
   constexpr std::int64_t kLarge = std::int64_t{1} << 20;
   // An odd number of lines beyond 128 KiB: slots at a power-of-two distance share cache sets and memory
   // banks, which makes an AdamW update of 64 M weights twice as slow.

@@ -58,11 +58,14 @@ Prediction StepOptimizer::prediction(const Lookahead& ahead) const {
 // A copy onto the weights themselves is none. Throws std::invalid_argument where the prediction could not be
 // written.
 bool StepOptimizer::in_place(const Pass& pass) const {
-  const bool rounds = plan_.rounded_elements() > 0;
-  if (rounds && pass.predicted.rounded == nullptr) {
-    throw std::invalid_argument("the " + std::to_string(plan_.rounded_elements()) +
-                                " elements whose prediction is rounded were given no memory");
+  const bool rounds = plan_.rounded_elements() > 0, rounds_all = plan_.rounded_elements() == plan_.elements();
+  if (rounds != (pass.predicted.rounded != nullptr)) {
+    throw std::invalid_argument(
+        "memory for rounded predictions is needed where there are such elements, here " +
+        std::to_string(plan_.rounded_elements()) + ", and only there");
   }
+  if (rounds_all) return false;
+  if (pass.predicted.values == nullptr) throw std::invalid_argument("predicted weights were given no memory");
   if (pass.weights != pass.predicted.values) return false;
   if (pass.prediction == Prediction::kCopy && !rounds) return true;
   throw std::invalid_argument("predicted weights need memory of their own, but for a copy in fp32");

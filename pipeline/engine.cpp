@@ -90,6 +90,9 @@ void visit_channels_last(const Shape& shape, const Visit& visit) {
   }
 }
 
+// Of the first dimension; a scalar is one.
+std::int64_t rows_of(const Shape& shape) { return shape.rank() == 0 ? 1 : shape[0]; }
+
 }  // namespace
 
 std::vector<float> Engine::read_tensor(const std::string& name) const {
@@ -120,8 +123,8 @@ void Engine::write_rows(const std::string& name, std::int64_t first, std::span<c
   impl_->allocate();
   const Place place = find(*impl_, name);
   Shape shape = place.placed->tensor.shape;
-  const std::int64_t row = shape.elements() / shape[0], elements = std::ssize(values);
-  if (first < 0 || elements % row != 0 || first + elements / row > shape[0]) {
+  const std::int64_t rows = rows_of(shape), row = shape.elements() / rows, elements = std::ssize(values);
+  if (first < 0 || elements % row != 0 || first + elements / row > rows) {
     throw std::invalid_argument("tensor '" + name + "' of shape " + shape.to_string() + " has no " +
                                 std::to_string(elements) + " values in whole rows from row " +
                                 std::to_string(first) + " on");
@@ -131,7 +134,7 @@ void Engine::write_rows(const std::string& name, std::int64_t first, std::span<c
     copy_from_host(target, values.data(), values.size_bytes(), place.device);
     return;
   }
-  shape[0] = elements / row;
+  shape[0] = elements / row;  // rank 4, as it is stored otherwise
   std::vector<float> stored(values.size());
   visit_channels_last(shape, [&](std::size_t file, std::size_t arena) { stored[arena] = values[file]; });
   copy_from_host(target, stored.data(), values.size_bytes(), place.device);

@@ -21,7 +21,8 @@ for model in "${models[@]}"; do
       for precision in fp32 bf16; do
         OMP_WAIT_POLICY=$policy PIPEOPTIM_BENCH_PRECISION=$precision "$program" \
           --benchmark_filter="step/$model/" \
-          --benchmark_out="$results/$model.$round.$policy.$precision.json" >/dev/null 2>&1
+          --benchmark_out="$results/$model.$round.$policy.$precision.json" >"$results/log" 2>&1 ||
+          { cat "$results/log" >&2 && exit 1; }  # bf16 needs AVX-512
       done
       OMP_WAIT_POLICY=$policy peer torch_step.py --models "$model" --steps 5 >"$results/$model.$round.$policy.torch"
     done

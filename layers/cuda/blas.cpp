@@ -1,6 +1,7 @@
 // Matrix products on CUDA: cuBLAS. Where nobody asks for TF32 or bf16, host and device agree to rounding.
 #include <cublas_v2.h>
 
+#include "kernels/runtime/pack.h"
 #include "layers/backend.h"
 #include "layers/batch_addresses.h"
 #include "layers/cuda/handles.h"
@@ -50,6 +51,15 @@ void multiply_strided(cublasHandle_t handle, const Gemm& p, const GemmBatch& bat
         "cublasGemmStridedBatchedEx_64");
 }
 
+// cuBLAS does not see addresses that are in a list: tensor cores want them at multiples of 16 bytes.
+bool may_be_listed(const Gemm& p, const GemmBatch& batch) {
+  if (batch.addresses == nullptr || batch.count == 1 || batch.outer == 1) return false;
+  if (p.precision == MatrixPrecision::kFp32) return true;
+  const auto whole = [](auto... steps) { return ((steps % 4 == 0) && ...); };
+  return allow_packs(p.a, p.b, p.c) && whole(batch.step_a, batch.step_b, batch.step_c, batch.outer_step_a,
+                                             batch.outer_step_b, batch.outer_step_c);
+}
+
 void multiply_listed(cublasHandle_t handle, const Gemm& p, const GemmBatch& batch) {
   const std::int64_t all = batch.count * batch.outer;
   const auto list = [&](int matrix) {
@@ -87,9 +97,7 @@ namespace pipeoptim::detail {
 void cuda_gemm(Stream& stream, const Gemm& product, const GemmBatch& batch) {
   const cuda::DeviceGuard current(stream.device());
   const cublasHandle_t handle = cuda::handle_of(stream);
-  if (batch.addresses == nullptr || batch.count == 1 || batch.outer == 1) {
-    return cuda::multiply(handle, product, batch);
-  }
+  if (!cuda::may_be_listed(product, batch)) return cuda::multiply(handle, product, batch);
   fill_addresses(stream, product, batch);
   cuda::multiply_listed(handle, product, batch);
 }

@@ -36,7 +36,7 @@ inline void require_threads(const char* operation, int planned, const Stream& st
 inline void require_bf16() {
   constexpr auto kLeast = static_cast<unsigned>(dnnl::cpu_isa::avx512_core);
   if ((static_cast<unsigned>(dnnl::get_effective_cpu_isa()) & kLeast) != kLeast) {
-    throw DeviceError("--matrix-precision bf16", "this processor has no AVX-512, with which the CPU does it");
+    throw DeviceError("products in bf16 on the host", "this processor has no AVX-512; fp32 needs none");
   }
 }
 

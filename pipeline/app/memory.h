@@ -13,7 +13,8 @@ std::string bytes_text(std::size_t bytes);  // "12.3 MiB"
 
 std::size_t planned_bytes(const std::vector<StageInfo>& stages);
 
-// How much more memory than at its making the process had in use at most since then.
+// How much more memory than at its making the process had in use at most since then. Making one forgets the
+// process's earlier peak, also for whoever asks the system for it.
 class MemoryGrowth {
  public:
   MemoryGrowth();

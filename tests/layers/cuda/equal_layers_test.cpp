@@ -143,6 +143,11 @@ const Case kCases[] = {
      making<CausalSelfAttention>(AttentionOptions{.features = 32, .heads = 4}),
      MatrixPrecision::kBf16,
      tolerance::kBf16Layer},
+    {"AttentionOddBf16",
+     {2, 259, 6},
+     making<CausalSelfAttention>(AttentionOptions{.features = 6, .heads = 2}),
+     MatrixPrecision::kBf16,
+     tolerance::kBf16Layer},
     {"LstmBf16", {5, 7, 16}, making<Lstm>(16, 8), MatrixPrecision::kBf16, tolerance::kBf16Layer}};
 
 // The largest difference, relative to the largest value.
