@@ -23,6 +23,7 @@ class Shape {
   int rank() const { return rank_; }
   std::int64_t operator[](int axis) const { return extents_[axis]; }
   std::int64_t& operator[](int axis) { return extents_[axis]; }
+  std::int64_t first() const { return rank_ == 0 ? 1 : extents_[0]; }
   std::int64_t last() const { return rank_ == 0 ? 1 : extents_[rank_ - 1]; }
   std::int64_t elements() const {
     std::int64_t product = 1;

@@ -90,9 +90,6 @@ void visit_channels_last(const Shape& shape, const Visit& visit) {
   }
 }
 
-// Of the first dimension; a scalar is one.
-std::int64_t rows_of(const Shape& shape) { return shape.rank() == 0 ? 1 : shape[0]; }
-
 }  // namespace
 
 std::vector<float> Engine::read_tensor(const std::string& name) const {
@@ -123,7 +120,7 @@ void Engine::write_rows(const std::string& name, std::int64_t first, std::span<c
   impl_->allocate();
   const Place place = find(*impl_, name);
   Shape shape = place.placed->tensor.shape;
-  const std::int64_t rows = rows_of(shape), row = shape.elements() / rows, elements = std::ssize(values);
+  const std::int64_t rows = shape.first(), row = shape.elements() / rows, elements = std::ssize(values);
   if (first < 0 || elements % row != 0 || first + elements / row > rows) {
     throw std::invalid_argument("tensor '" + name + "' of shape " + shape.to_string() + " has no " +
                                 std::to_string(elements) + " values in whole rows from row " +

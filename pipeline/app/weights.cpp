@@ -62,8 +62,7 @@ Faults compare(const std::vector<ModelTensor>& wanted,
 // In pieces: the largest tensor can be a good part of all that the training needs.
 void initialise(Engine& engine, const ModelTensor& tensor, std::uint64_t seed, std::uint64_t parameter) {
   constexpr std::int64_t kPiece = 1 << 18;
-  const std::int64_t rows = tensor.shape.rank() == 0 ? 1 : tensor.shape[0],
-                     row = tensor.shape.elements() / rows;
+  const std::int64_t rows = tensor.shape.first(), row = tensor.shape.elements() / rows;
   const std::int64_t step = std::max<std::int64_t>(1, kPiece / row);
   for (std::int64_t first = 0; first < rows; first += step) {
     const Shape piece{std::min(step, rows - first) * row};
