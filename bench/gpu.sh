@@ -79,17 +79,14 @@ for file in sorted(results.glob("*.json")):
         said = benchmark.get("error_message", benchmark.get("label", ""))
         lines.append(f"| {benchmark['name'].split('/iterations')[0]} | {', '.join(counters)} | {said} |")
     lines.append("")
-peers = results / "pytorch.jsonl"
-if peers.exists() and peers.stat().st_size:
-    lines += ["| PyTorch: step, then prediction | mode | elements | seconds |", "|---|---|---|---|"]
-    for entry in map(json.loads, peers.read_text().splitlines()):
-        lines.append("| {rule} | {mode} | {elements} | {seconds:.3g} |".format(**entry))
-    lines.append("")
-steps = results / "pytorch-step.jsonl"
-if steps.exists() and steps.stat().st_size:
-    lines += ["| PyTorch: training step | setting | seconds |", "|---|---|---|"]
-    for entry in map(json.loads, steps.read_text().splitlines()):
-        lines.append("| {model} | {setting} | {seconds:.3g} |".format(**entry))
+for name, header, row in (
+    ("pytorch", "| PyTorch: step, then prediction | mode | elements | seconds |", "| {rule} | {mode} | {elements} | {seconds:.3g} |"),
+    ("pytorch-step", "| PyTorch: training step | setting | seconds |", "| {model} | {setting} | {seconds:.3g} |"),
+):
+    file = results / f"{name}.jsonl"
+    if file.exists() and file.stat().st_size:
+        lines += [header, "|---" * (header.count("|") - 1) + "|"]
+        lines += [row.format(**json.loads(line)) for line in file.read_text().splitlines()] + [""]
 (results / "README.md").write_text("\n".join(lines).rstrip() + "\n")
 PYTHON
 }
