@@ -466,7 +466,7 @@ void CausalSelfAttention::run_weights(const BackwardContext& context, Workspace 
 
 void CausalSelfAttention::backward(const BackwardContext& context) const {
   run_input(context);
-  run_weights(context, context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
+  run_weights(context, after_input_gradient(context));
 }
 void CausalSelfAttention::backward_input(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) throw std::logic_error(describe() + ": joined, call backward()");

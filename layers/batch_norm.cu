@@ -4,6 +4,7 @@
 
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/launch.h"
+#include "layers/accumulate.h"
 #include "layers/batch_norm.h"
 #include "layers/tiles.h"
 
@@ -26,12 +27,10 @@ struct Chunks {
       : rows(elements / in_channels), channels(in_channels), length(chunk_rows(device, in_channels)) {}
   PO_HD std::int64_t count() const { return (rows + length - 1) / length; }
   PO_HD std::int64_t rows_of(std::int64_t index) const {
-    const std::int64_t left = rows - index * length;
-    return left < length ? left : length;
+    const Slab chunk = slab(index);
+    return chunk.row_end - chunk.row_begin;
   }
-  PO_HD Slab slab(std::int64_t index) const {
-    return {index * length, index * length + rows_of(index), 0, channels};
-  }
+  PO_HD Slab slab(std::int64_t index) const { return row_slab(index, length, rows, channels); }
 };
 
 // Per-channel vectors in the stash, one after the other.
@@ -49,24 +48,6 @@ struct Vectors {
       next += channels;
     }
   }
-};
-
-template <int kWidth, typename T>
-PO_HD void add(Pack<kWidth, T>& to, const Pack<kWidth, T>& terms) {
-  for (int v = 0; v < kWidth; ++v) to.value[v] += terms.value[v];
-}
-
-// Two sums a channel.
-template <typename T>
-struct TwoSums {
-  template <int kWidth>
-  struct Of {
-    Pack<kWidth, T> first, second;
-    PO_HD void add(const Of& other) {
-      pipeoptim::add(first, other.first);
-      pipeoptim::add(second, other.second);
-    }
-  };
 };
 
 // Mean and sum of squared deviations of some rows, which join as in Chan et al. 1983.
@@ -146,11 +127,11 @@ struct FinishMoments {
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     const std::int64_t channels = chunks.channels;
     const Slab slab = column_slab(index, chunks.count(), channels);
-    sum_rows<TwoSums<double>::Of>(
+    sum_rows<Sums<2, double>::Of>(
         team, slab, SingleValues{},
         [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
           const auto pivot = load_tile<kWidth>(chunk_mean + c);
-          TwoSums<double>::Of<kWidth> sums{};
+          Sums<2, double>::Of<kWidth> sums{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto mean = load_tile<kWidth>(chunk_mean + r * channels + c);
             const auto deviation = load_tile<kWidth>(chunk_deviation + r * channels + c);
@@ -158,15 +139,15 @@ struct FinishMoments {
             for (int v = 0; v < kWidth; ++v) {
               const double difference =
                   static_cast<double>(mean.value[v]) - static_cast<double>(pivot.value[v]);
-              sums.first.value[v] += size * difference;
-              sums.second.value[v] +=
+              sums.sum[0].value[v] += size * difference;
+              sums.sum[1].value[v] +=
                   static_cast<double>(deviation.value[v]) + size * difference * difference;
             }
           }
           return sums;
         },
-        [&]<int kWidth>(std::int64_t c, const TwoSums<double>::Of<kWidth>& sums) {
-          for (int v = 0; v < kWidth; ++v) finish(c + v, sums.first.value[v], sums.second.value[v]);
+        [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) {
+          for (int v = 0; v < kWidth; ++v) finish(c + v, sums.sum[0].value[v], sums.sum[1].value[v]);
         });
   }
 
@@ -250,12 +231,12 @@ struct ChunkSums {
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     const std::int64_t channels = chunks.channels;
-    sum_rows<TwoSums<float>::Of>(
+    sum_rows<Sums<2>::Of>(
         team, chunks.slab(index), packs,
         [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
           const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
           const auto mean = load_tile<kWidth>(from.mean + c);
-          TwoSums<float>::Of<kWidth> sums{};
+          Sums<2>::Of<kWidth> sums{};
           PO_UNROLL(2)
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto row = load_tile<kWidth>(x + r * channels + c);
@@ -263,17 +244,17 @@ struct ChunkSums {
             for (int v = 0; v < kWidth; ++v) {
               const float g =
                   behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
-              sums.first.value[v] += g;
-              sums.second.value[v] += g * (row.value[v] - mean.value[v]);
+              sums.sum[0].value[v] += g;
+              sums.sum[1].value[v] += g * (row.value[v] - mean.value[v]);
             }
           }
           return sums;
         },
-        [&]<int kWidth>(std::int64_t c, TwoSums<float>::Of<kWidth> sums) {
+        [&]<int kWidth>(std::int64_t c, Sums<2>::Of<kWidth> sums) {
           const auto rstd = load_tile<kWidth>(from.rstd + c);
-          for (int v = 0; v < kWidth; ++v) sums.second.value[v] *= rstd.value[v];
-          store_tile(sum + index * channels + c, sums.first);
-          store_tile(product + index * channels + c, sums.second);
+          for (int v = 0; v < kWidth; ++v) sums.sum[1].value[v] *= rstd.value[v];
+          store_tile(sum + index * channels + c, sums.sum[0]);
+          store_tile(product + index * channels + c, sums.sum[1]);
         });
   }
 };
@@ -289,22 +270,22 @@ struct FinishSums {
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     const std::int64_t channels = chunks.channels;
-    sum_rows<TwoSums<double>::Of>(
+    sum_rows<Sums<2, double>::Of>(
         team, column_slab(index, chunks.count(), channels), SingleValues{},
         [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
-          TwoSums<double>::Of<kWidth> sums{};
+          Sums<2, double>::Of<kWidth> sums{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto sum = load_tile<kWidth>(chunk_sum + r * channels + c);
             const auto product = load_tile<kWidth>(chunk_product + r * channels + c);
             for (int v = 0; v < kWidth; ++v) {
-              sums.first.value[v] += static_cast<double>(sum.value[v]);
-              sums.second.value[v] += static_cast<double>(product.value[v]);
+              sums.sum[0].value[v] += static_cast<double>(sum.value[v]);
+              sums.sum[1].value[v] += static_cast<double>(product.value[v]);
             }
           }
           return sums;
         },
-        [&]<int kWidth>(std::int64_t c, const TwoSums<double>::Of<kWidth>& sums) {
-          for (int v = 0; v < kWidth; ++v) finish(c + v, sums.first.value[v], sums.second.value[v]);
+        [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) {
+          for (int v = 0; v < kWidth; ++v) finish(c + v, sums.sum[0].value[v], sums.sum[1].value[v]);
         });
   }
 
@@ -352,13 +333,6 @@ struct InputGradient {
     };
     for_each_tile_of_rows(team, chunks.slab(index), packs, body);
   }
-};
-
-struct Accumulate {
-  const float* from;
-  float* to;
-  float keep;  // 0: overwrite, 1: add
-  PO_HD void operator()(std::int64_t i) const { to[i] = keep == 0 ? from[i] : to[i] + from[i]; }
 };
 
 Chunks chunks_of(const Stream& stream, const ConstTensor& input) {
@@ -468,9 +442,15 @@ void BatchNorm2d::backward_input(const BackwardContext& context) const {
 // The sums that backward_input left in the stash are these gradients.
 void BatchNorm2d::backward_weights(const BackwardContext& context) const {
   const Vectors vectors(context.stash, channels_);
-  const float keep = context.gradients.mode == GradientMode::kAdd ? 1.0F : 0.0F;
-  for_each(context.stream, channels_, Accumulate{vectors.product, context.gradients[0], keep});
-  for_each(context.stream, channels_, Accumulate{vectors.sum, context.gradients[1], keep});
+  const auto give = [&](const float* sums, float* gradient) {
+    if (context.gradients.mode == GradientMode::kAdd) {
+      accumulate(context.stream, channels_, sums, gradient);
+    } else {
+      context.stream.copy(gradient, sums, float_bytes(channels_));
+    }
+  };
+  give(vectors.product, context.gradients[0]);
+  give(vectors.sum, context.gradients[1]);
 }
 
 }  // namespace pipeoptim

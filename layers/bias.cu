@@ -38,31 +38,6 @@ struct AddBias {
   }
 };
 
-template <int kWidth>
-struct ColumnSums {
-  Pack<kWidth> sums;
-  PO_HD void add(const ColumnSums& other) {
-    for (int v = 0; v < kWidth; ++v) sums.value[v] += other.sums.value[v];
-  }
-};
-
-// The sums of the columns of dense rows in a slab of them.
-template <typename Team, typename Store>
-PO_HD void sum_columns(const Team& team, const Slab& slab, const float* values, std::int64_t columns,
-                       bool packs, const Store& store) {
-  sum_rows<ColumnSums>(
-      team, slab, packs,
-      [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
-        ColumnSums<kWidth> all{};
-        for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
-          const auto tile = load_tile<kWidth>(values + r * columns + c);
-          for (int v = 0; v < kWidth; ++v) all.sums.value[v] += tile.value[v];
-        }
-        return all;
-      },
-      store);
-}
-
 // One chunk of rows to one row of partial sums.
 struct SumChunk {
   using LongRows = void;
@@ -75,11 +50,9 @@ struct SumChunk {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
-    const std::int64_t begin = chunk * chunk_rows;
-    const std::int64_t end = begin + chunk_rows < rows ? begin + chunk_rows : rows;
-    sum_columns(team, {begin, end, 0, columns}, values, columns, packs,
-                [&]<int kWidth>(std::int64_t c, const ColumnSums<kWidth>& all) {
-                  store_tile(partial + chunk * columns + c, all.sums);
+    sum_columns(team, row_slab(chunk, chunk_rows, rows, columns), values, columns, packs,
+                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
+                  store_tile(partial + chunk * columns + c, all.sum[0]);
                 });
   }
 };
@@ -96,9 +69,9 @@ struct SumPartials {
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     sum_columns(team, column_slab(index, chunks, columns), partial, columns, packs,
-                [&]<int kWidth>(std::int64_t c, const ColumnSums<kWidth>& all) {
+                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
                   for (int v = 0; v < kWidth; ++v) {
-                    const float sum = all.sums.value[v];
+                    const float sum = all.sum[0].value[v];
                     gradient[c + v] = adds ? gradient[c + v] + sum : sum;
                   }
                 });

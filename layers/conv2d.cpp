@@ -121,7 +121,7 @@ void Conv2d::run_weights(const BackwardContext& context, Workspace holds) const 
 
 void Conv2d::backward(const BackwardContext& context) const {
   backward_input(context);
-  run_weights(context, context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
+  run_weights(context, after_input_gradient(context));
 }
 
 void Conv2d::backward_weights(const BackwardContext& context) const {

@@ -1,5 +1,5 @@
 // Bodies for for_each that map arrays element by element, in accesses of 16 bytes on CUDA. A function is a
-// functor of floats; its result may replace an argument in place.
+// functor; its result may replace an argument in place.
 #pragma once
 
 #ifndef PIPEOPTIM_KERNEL_FILE
@@ -13,20 +13,21 @@
 
 namespace pipeoptim {
 
-// y[i] = function(x[i])
-template <typename Function>
+// y[i] = function(x[i]), perhaps of another type
+template <typename Function, typename From = float, typename To = From>
 struct Map {
-  const float* x;
-  float* y;
+  const From* x;
+  To* y;
   Function function = {};
 
   static constexpr int kWidth = 4;
   PO_HD void operator()(std::int64_t i) const { at<1>(i); }
   template <int kPack>
   PO_HD void at(std::int64_t i) const {
-    Pack<kPack, float> pack = load_pack<kPack>(x + i);
-    for (int j = 0; j < kPack; ++j) pack.value[j] = function(pack.value[j]);
-    store_pack(y + i, pack);
+    const Pack<kPack, From> values = load_pack<kPack>(x + i);
+    Pack<kPack, To> results;
+    for (int j = 0; j < kPack; ++j) results.value[j] = function(values.value[j]);
+    store_pack(y + i, results);
   }
   bool packs() const { return allow_packs(x, y); }
 };

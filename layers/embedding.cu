@@ -39,14 +39,6 @@ struct LookUp {
   }
 };
 
-template <int kWidth>
-struct RowSum {
-  Pack<kWidth> sum;
-  PO_HD void add(const RowSum& other) {
-    for (int v = 0; v < kWidth; ++v) sum.value[v] += other.sum.value[v];
-  }
-};
-
 // The gradient of one token's row: a sum over its positions.
 struct SumOfToken {
   using LongRows = void;
@@ -61,7 +53,7 @@ struct SumOfToken {
   template <typename Team>
   PO_HD void operator()(std::int64_t token, const Team& team) const {
 #if defined(__CUDA_ARCH__)
-    if constexpr (Team::size() > 1) {
+    if constexpr (Team::size() > 1) {  // nvcc's device pass looks at the host's team, too
       packs ? sum_by_block<4>(static_cast<std::int32_t>(token), team)
             : sum_by_block<1>(static_cast<std::int32_t>(token), team);
     }
@@ -80,7 +72,7 @@ struct SumOfToken {
     for (std::int64_t first = 0; first < features; first += member.column_step) {
       const std::int64_t c = first + member.column;
       const bool owns = !member.idle && c < features;
-      RowSum<kWidth> all{};
+      Sums<1>::Of<kWidth> all{};
       std::int32_t met = 0;
       for (std::int32_t begin = 0; begin < positions; begin += team.size()) {
         const std::int32_t own = begin + team.rank();
@@ -89,7 +81,7 @@ struct SumOfToken {
           for (std::uint32_t bits = votes[word]; bits != 0; bits &= bits - 1, ++met) {
             if (!owns || met % member.rows.step != member.rows.begin) continue;
             const std::int64_t position = begin + 32 * word + __ffs(static_cast<int>(bits)) - 1;
-            all.add({load_pack<kWidth>(output_gradient + position * features + c)});
+            all.add({{load_pack<kWidth>(output_gradient + position * features + c)}});
           }
         }
       }
@@ -100,9 +92,9 @@ struct SumOfToken {
   }
 
   template <int kWidth>
-  __device__ void store(float* to, RowSum<kWidth>& all) const {
-    if (adds) all.add({load_pack<kWidth>(to)});
-    store_pack(to, all.sum);
+  __device__ void store(float* to, Sums<1>::Of<kWidth>& all) const {
+    if (adds) all.add({{load_pack<kWidth>(to)}});
+    store_pack(to, all.sum[0]);
   }
 #else
   static constexpr std::int32_t kScan = 64;  // positions that are looked at together

@@ -103,17 +103,8 @@ struct InputGradient {
   }
 };
 
-// Sums of dy xhat and of dy.
-template <int kWidth>
-struct GradientSums {
-  Pack<kWidth> products, sums;
-  PO_HD void add(const GradientSums& other) {
-    for (int v = 0; v < kWidth; ++v) {
-      products.value[v] += other.products.value[v];
-      sums.value[v] += other.sums.value[v];
-    }
-  }
-};
+// Sums of dy xhat, and of dy.
+using GradientSums = Sums<2>;
 
 // Over one chunk of rows.
 struct ChunkSums {
@@ -129,27 +120,25 @@ struct ChunkSums {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
-    const std::int64_t begin = chunk * kChunkRows;
-    const std::int64_t end = begin + kChunkRows < rows ? begin + kChunkRows : rows;
-    sum_rows<GradientSums>(
-        team, {begin, end, 0, features}, packs,
+    sum_rows<GradientSums::Of>(
+        team, row_slab(chunk, kChunkRows, rows, features), packs,
         [&]<int kWidth>(std::int64_t c, const RowSteps& steps) {
-          GradientSums<kWidth> all{};
+          GradientSums::Of<kWidth> all{};
           PO_UNROLL(2)
           for (std::int64_t r = steps.begin; r < steps.end; r += steps.step) {
             const auto value = load_tile<kWidth>(x + r * features + c);
             const auto gradient = load_tile<kWidth>(dy + r * features + c);
             const float mean = means[r], rstd = rstds[r];
             for (int v = 0; v < kWidth; ++v) {
-              all.products.value[v] += gradient.value[v] * ((value.value[v] - mean) * rstd);
-              all.sums.value[v] += gradient.value[v];
+              all.sum[0].value[v] += gradient.value[v] * ((value.value[v] - mean) * rstd);
+              all.sum[1].value[v] += gradient.value[v];
             }
           }
           return all;
         },
-        [&]<int kWidth>(std::int64_t c, const GradientSums<kWidth>& all) {
-          store_tile(products + chunk * features + c, all.products);
-          store_tile(sums + chunk * features + c, all.sums);
+        [&]<int kWidth>(std::int64_t c, const GradientSums::Of<kWidth>& all) {
+          store_tile(products + chunk * features + c, all.sum[0]);
+          store_tile(sums + chunk * features + c, all.sum[1]);
         });
   }
 };
@@ -167,23 +156,23 @@ struct SumChunks {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
-    sum_rows<GradientSums>(
+    sum_rows<GradientSums::Of>(
         team, column_slab(index, chunks, features), packs,
         [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
-          GradientSums<kWidth> all{};
+          GradientSums::Of<kWidth> all{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto product = load_tile<kWidth>(products + r * features + c);
             const auto sum = load_tile<kWidth>(sums + r * features + c);
             for (int v = 0; v < kWidth; ++v) {
-              all.products.value[v] += product.value[v];
-              all.sums.value[v] += sum.value[v];
+              all.sum[0].value[v] += product.value[v];
+              all.sum[1].value[v] += sum.value[v];
             }
           }
           return all;
         },
-        [&]<int kWidth>(std::int64_t c, const GradientSums<kWidth>& all) {
+        [&]<int kWidth>(std::int64_t c, const GradientSums::Of<kWidth>& all) {
           for (int v = 0; v < kWidth; ++v) {
-            const float product = all.products.value[v], sum = all.sums.value[v];
+            const float product = all.sum[0].value[v], sum = all.sum[1].value[v];
             weight_gradient[c + v] = adds ? weight_gradient[c + v] + product : product;
             bias_gradient[c + v] = adds ? bias_gradient[c + v] + sum : sum;
           }

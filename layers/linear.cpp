@@ -104,8 +104,7 @@ void Linear::run_weights(const BackwardContext& context, const float* gradient, 
 void Linear::backward(const BackwardContext& context) const {
   const float* const gradient = gradient_before_activation(context);
   run_input(context, gradient);
-  run_weights(context, gradient,
-              context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
+  run_weights(context, gradient, after_input_gradient(context));
 }
 
 void Linear::backward_input(const BackwardContext& context) const {

@@ -354,7 +354,7 @@ void Lstm::run_weights(const BackwardContext& context, Workspace holds) const {
 
 void Lstm::backward(const BackwardContext& context) const {
   run_input(context);
-  run_weights(context, context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined);
+  run_weights(context, after_input_gradient(context));
 }
 void Lstm::backward_input(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) throw std::logic_error(describe() + ": joined, call backward()");

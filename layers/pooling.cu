@@ -186,14 +186,6 @@ struct AverageBackward {
   }
 };
 
-template <int kWidth>
-struct PixelSums {
-  Pack<kWidth> sums;
-  PO_HD void add(const PixelSums& other) {
-    for (int v = 0; v < kWidth; ++v) sums.value[v] += other.sums.value[v];
-  }
-};
-
 struct GlobalForward {
   using LongRows = void;
   const float* x;
@@ -203,19 +195,11 @@ struct GlobalForward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t record, const Team& team) const {
-    sum_rows<PixelSums>(
-        team, {record * pixels, (record + 1) * pixels, 0, channels}, packs,
-        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
-          PixelSums<kWidth> all{};
-          for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
-            add<kWidth>(all.sums, load_tile<kWidth>(x + r * channels + c), 1);
-          }
-          return all;
-        },
-        [&]<int kWidth>(std::int64_t c, const PixelSums<kWidth>& all) {
-          store_tile(y + record * channels + c,
-                     scaled<kWidth>(all.sums.value, 1.0F / static_cast<float>(pixels)));
-        });
+    sum_columns(team, row_slab(record, pixels, (record + 1) * pixels, channels), x, channels, packs,
+                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
+                  store_tile(y + record * channels + c,
+                             scaled<kWidth>(all.sum[0].value, 1.0F / static_cast<float>(pixels)));
+                });
   }
 };
 

@@ -85,6 +85,11 @@ enum class Workspace {
   kOfInputGradient  // as the plan's call for the input gradient of the same output gradient left it
 };
 
+// For the weight gradient of a layer whose input gradient has just been asked for.
+inline Workspace after_input_gradient(const BackwardContext& context) {
+  return context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined;
+}
+
 // Weights are given rounded only to plans of kBf16; the others throw std::invalid_argument.
 struct LinearForward {
   const float* input = nullptr;

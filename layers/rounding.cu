@@ -1,29 +1,11 @@
 #include <stdexcept>
 
 #include "kernels/runtime/launch.h"
+#include "layers/elementwise.h"
 #include "layers/rounding.h"
 
 namespace pipeoptim {
 namespace {
-
-// to[i] = from[i] in the other type. On CUDA four at once: 16 bytes of fp32, 8 of bf16.
-template <typename From, typename To, typename Convert>
-struct Converted {
-  const From* from;
-  To* to;
-  Convert convert = {};
-
-  static constexpr int kWidth = 4;
-  PO_HD void operator()(std::int64_t i) const { at<1>(i); }
-  template <int kPack>
-  PO_HD void at(std::int64_t i) const {
-    const Pack<kPack, From> values = load_pack<kPack>(from + i);
-    Pack<kPack, To> converted;
-    for (int j = 0; j < kPack; ++j) converted.value[j] = convert(values.value[j]);
-    store_pack(to + i, converted);
-  }
-  bool packs() const { return allow_packs(from, to); }
-};
 
 struct Round {
   PO_HD Bf16 operator()(float value) const { return to_bf16(value); }
@@ -40,11 +22,11 @@ Bf16* bf16_at(std::byte* workspace, std::size_t offset) {
 }  // namespace
 
 void round_to_bf16(Stream& stream, std::int64_t count, const float* values, Bf16* rounded) {
-  for_each(stream, count, Converted<float, Bf16, Round>{values, rounded});
+  for_each(stream, count, Map<Round, float, Bf16>{values, rounded});
 }
 
 void widen_bf16(Stream& stream, std::int64_t count, const Bf16* values, float* widened) {
-  for_each(stream, count, Converted<Bf16, float, Widen>{values, widened});
+  for_each(stream, count, Map<Widen, Bf16, float>{values, widened});
 }
 
 const float* fp32_weights(const Factor& weights) {
@@ -78,6 +60,26 @@ const Bf16* RoundedFactors::output_gradient(Stream& stream, const float* values,
   Bf16* const rounded = bf16_at(workspace, output_gradient_);
   if (holds == Workspace::kUndefined) round_to_bf16(stream, counts_.output, values, rounded);
   return rounded;
+}
+
+PlanFactors::PlanFactors(MatrixPrecision precision, const FactorCounts& counts, ArenaPlan& workspace) {
+  if (precision == MatrixPrecision::kBf16) rounded_.emplace(counts, workspace);
+}
+
+const void* PlanFactors::input(Stream& stream, const float* values, std::byte* workspace) const {
+  if (!rounded_) return values;
+  return rounded_->input(stream, values, workspace);
+}
+
+const void* PlanFactors::weights(Stream& stream, const Factor& weights, std::byte* workspace) const {
+  if (!rounded_) return fp32_weights(weights);
+  return rounded_->weights(stream, weights, workspace);
+}
+
+const void* PlanFactors::output_gradient(Stream& stream, const float* values, Workspace holds,
+                                         std::byte* workspace) const {
+  if (!rounded_) return values;
+  return rounded_->output_gradient(stream, values, holds, workspace);
 }
 
 }  // namespace pipeoptim

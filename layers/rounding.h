@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "kernels/runtime/bf16.h"
 #include "kernels/runtime/buffer.h"
@@ -40,6 +41,21 @@ class RoundedFactors {
  private:
   FactorCounts counts_;
   std::size_t input_, weights_, output_gradient_;  // offsets in bytes
+};
+
+// The factors of a plan in the type of its precision: as RoundedFactors where that is kBf16, else as they are
+// given.
+class PlanFactors {
+ public:
+  PlanFactors(MatrixPrecision precision, const FactorCounts& counts, ArenaPlan& workspace);
+
+  const void* input(Stream& stream, const float* values, std::byte* workspace) const;
+  const void* weights(Stream& stream, const Factor& weights, std::byte* workspace) const;
+  const void* output_gradient(Stream& stream, const float* values, Workspace holds,
+                              std::byte* workspace) const;
+
+ private:
+  std::optional<RoundedFactors> rounded_;
 };
 
 }  // namespace pipeoptim

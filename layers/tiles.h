@@ -129,14 +129,6 @@ PO_HD void sum_rows(const Team& team, const Slab& slab, Packs packs, const Terms
 #endif
 }
 
-// Columns of partial results that one team adds up: where rows are many, so are the teams.
-constexpr std::int64_t kSlabColumns = 32;
-constexpr std::int64_t slabs_of(std::int64_t columns) { return (columns + kSlabColumns - 1) / kSlabColumns; }
-PO_HD Slab column_slab(std::int64_t index, std::int64_t rows, std::int64_t columns) {
-  const std::int64_t begin = index * kSlabColumns, end = begin + kSlabColumns;
-  return {0, rows, begin, end < columns ? end : columns};
-}
-
 // Values to be read once as tile.value[v]: on CUDA in registers, on the host in their array, which is what
 // its compiler makes vector code of.
 #if defined(__CUDA_ARCH__)
@@ -165,6 +157,51 @@ PO_HD void store_tile(T* to, const Pack<kWidth, T>& tile) {
 #else
   for (int v = 0; v < kWidth; ++v) to[v] = tile.value[v];
 #endif
+}
+
+// Chunk `index` of `length` rows.
+PO_HD Slab row_slab(std::int64_t index, std::int64_t length, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t begin = index * length, end = begin + length;
+  return {begin, end < rows ? end : rows, 0, columns};
+}
+
+// Columns of partial results that one team adds up: where rows are many, so are the teams.
+constexpr std::int64_t kSlabColumns = 32;
+constexpr std::int64_t slabs_of(std::int64_t columns) { return (columns + kSlabColumns - 1) / kSlabColumns; }
+PO_HD Slab column_slab(std::int64_t index, std::int64_t rows, std::int64_t columns) {
+  const std::int64_t begin = index * kSlabColumns, end = begin + kSlabColumns;
+  return {0, rows, begin, end < columns ? end : columns};
+}
+
+// kCount sums of each column, for sum_rows().
+template <int kCount, typename T = float>
+struct Sums {
+  template <int kWidth>
+  struct Of {
+    Pack<kWidth, T> sum[kCount];
+    PO_HD void add(const Of& other) {
+      for (int k = 0; k < kCount; ++k) {
+        for (int v = 0; v < kWidth; ++v) sum[k].value[v] += other.sum[k].value[v];
+      }
+    }
+  };
+};
+
+// As sum_rows, of the columns of dense rows.
+template <typename Team, typename Store>
+PO_HD void sum_columns(const Team& team, const Slab& slab, const float* values, std::int64_t columns,
+                       bool packs, const Store& store) {
+  sum_rows<Sums<1>::Of>(
+      team, slab, packs,
+      [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+        Sums<1>::Of<kWidth> all{};
+        for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+          const auto tile = load_tile<kWidth>(values + r * columns + c);
+          for (int v = 0; v < kWidth; ++v) all.sum[0].value[v] += tile.value[v];
+        }
+        return all;
+      },
+      store);
 }
 
 }  // namespace pipeoptim

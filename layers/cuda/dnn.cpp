@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <map>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -136,8 +135,8 @@ class CudaConvolution final : public ConvolutionPlan {
         handle_(std::move(handle)),
         forward_(handle_.get(), spec, Direction::kForward),
         backward_data_(handle_.get(), spec, Direction::kBackwardData),
-        backward_weights_(handle_.get(), spec, Direction::kBackwardWeights) {
-    if (spec.precision == MatrixPrecision::kBf16) rounded_.emplace(counts_, workspace_);
+        backward_weights_(handle_.get(), spec, Direction::kBackwardWeights),
+        factors_(spec.precision, counts_, workspace_) {
     behind_ = workspace_.reserve(std::max(
         {forward_.workspace_bytes(), backward_data_.workspace_bytes(), backward_weights_.workspace_bytes()}));
     narrow_ = workspace_.reserve(
@@ -154,10 +153,10 @@ class CudaConvolution final : public ConvolutionPlan {
     }
     const bool fused = forward_.form().bias == BiasAdd::kFused;
     void* const result = result_of(forward_, operands.output, workspace);
-    forward_.run(stream,
-                 {{input(stream, operands.input, workspace), weights(stream, operands.weights, workspace),
-                   result, fused ? operands.bias : nullptr},
-                  workspace + behind_});
+    forward_.run(stream, {{factors_.input(stream, operands.input, workspace),
+                           factors_.weights(stream, operands.weights, workspace), result,
+                           fused ? operands.bias : nullptr},
+                          workspace + behind_});
     finish(stream, result, operands.output, counts_.output);
     if (has_bias_ && !fused) {
       add_bias(stream, {counts_.output / channels_, channels_}, operands.bias, operands.output);
@@ -167,10 +166,11 @@ class CudaConvolution final : public ConvolutionPlan {
   void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
                      std::byte* workspace) const override {
     void* const result = result_of(backward_data_, operands.input_gradient, workspace);
-    backward_data_.run(stream,
-                       {{result, weights(stream, operands.weights, workspace),
-                         output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace)},
-                        workspace + behind_});
+    backward_data_.run(
+        stream,
+        {{result, factors_.weights(stream, operands.weights, workspace),
+          factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace)},
+         workspace + behind_});
     finish(stream, result, operands.input_gradient, counts_.input);
   }
 
@@ -180,10 +180,10 @@ class CudaConvolution final : public ConvolutionPlan {
     const bool adds = operands.mode == GradientMode::kAdd;
     float* const gradient = adds ? floats_at(workspace, staged_gradient_) : operands.weight_gradient;
     void* const result = result_of(backward_weights_, gradient, workspace);
-    backward_weights_.run(stream,
-                          {{input(stream, operands.input, workspace), result,
-                            output_gradient(stream, operands.output_gradient, operands.workspace, workspace)},
-                           workspace + behind_});
+    backward_weights_.run(
+        stream, {{factors_.input(stream, operands.input, workspace), result,
+                  factors_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace)},
+                 workspace + behind_});
     finish(stream, result, gradient, counts_.weights);
     if (adds) accumulate(stream, counts_.weights, gradient, operands.weight_gradient);
   }
@@ -202,21 +202,6 @@ class CudaConvolution final : public ConvolutionPlan {
     if (result != values) widen_bf16(stream, count, static_cast<const Bf16*>(result), values);
   }
 
-  // Factors in the type of the plans.
-  const void* input(Stream& stream, const float* values, std::byte* workspace) const {
-    if (!rounded_) return values;
-    return rounded_->input(stream, values, workspace);
-  }
-  const void* weights(Stream& stream, const Factor& weights, std::byte* workspace) const {
-    if (!rounded_) return fp32_weights(weights);
-    return rounded_->weights(stream, weights, workspace);
-  }
-  const void* output_gradient(Stream& stream, const float* values, Workspace holds,
-                              std::byte* workspace) const {
-    if (!rounded_) return values;
-    return rounded_->output_gradient(stream, values, holds, workspace);
-  }
-
   bool has_bias_;
   FactorCounts counts_;
   std::int64_t channels_;                 // of the output
@@ -224,7 +209,7 @@ class CudaConvolution final : public ConvolutionPlan {
   // Operands that were not met before are remembered, in the order of the one stream that uses the plan.
   mutable PlannedDirection forward_, backward_data_, backward_weights_;
   ArenaPlan workspace_;
-  std::optional<RoundedFactors> rounded_;  // for kBf16
+  PlanFactors factors_;
   // Offsets: of the plans' workspace, of a result in bf16, of a gradient that is to be added.
   std::size_t behind_ = 0, narrow_ = 0, staged_gradient_ = 0;
 };

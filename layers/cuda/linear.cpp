@@ -176,71 +176,31 @@ class CudaLinear final : public LinearPlan {
  public:
   explicit CudaLinear(const LinearSpec& spec)
       : spec_(spec),
+        sums_bias_(spec.bias == Bias::kNo                     ? BiasSum::kNone
+                   : spec.precision == MatrixPrecision::kBf16 ? BiasSum::kOfKernel
+                                                              : BiasSum::kOfProduct),
         handle_(make_handle()),
         forward_(Matrices(spec).forward(handle_.get())),
         input_(Matrices(spec).backward_input(handle_.get())),
-        weights_(Matrices(spec).backward_weights(
-            handle_.get(), spec.bias == Bias::kYes ? CUBLASLT_EPILOGUE_BGRADB : CUBLASLT_EPILOGUE_DEFAULT)),
-        product_workspace_(align_up(
-            std::max({forward_.workspace_bytes(), input_.workspace_bytes(), weights_.workspace_bytes()}))) {}
-
-  // Behind the products' own: a bias gradient that is to be added.
-  std::size_t workspace_bytes() const override {
-    return product_workspace_ + (spec_.bias == Bias::kYes ? float_bytes(spec_.out) : 0);
-  }
-
-  void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override {
-    const DeviceGuard current(stream.device());
-    forward_.run(handle_.get(), stream, fp32_weights(operands.weights), operands.input, operands.output,
-                 GradientMode::kStore, operands.bias, workspace);
-  }
-
-  void backward_input(Stream& stream, const LinearBackwardInput& operands,
-                      std::byte* workspace) const override {
-    const DeviceGuard current(stream.device());
-    input_.run(handle_.get(), stream, fp32_weights(operands.weights), operands.output_gradient,
-               operands.input_gradient, GradientMode::kStore, nullptr, workspace);
-  }
-
-  // The epilogue always overwrites the bias gradient.
-  void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
-                        std::byte* workspace) const override {
-    const DeviceGuard current(stream.device());
-    const bool adds = operands.bias_gradient != nullptr && operands.mode == GradientMode::kAdd;
-    float* const sums = adds ? floats_at(workspace, product_workspace_) : operands.bias_gradient;
-    weights_.run(handle_.get(), stream, operands.input, operands.output_gradient, operands.weight_gradient,
-                 operands.mode, sums, workspace);
-    if (adds) accumulate(stream, spec_.out, sums, operands.bias_gradient);
-  }
-
- private:
-  LinearSpec spec_;
-  Handle handle_;
-  Product forward_, input_, weights_;
-  std::size_t product_workspace_;
-};
-
-class CudaBf16Linear final : public LinearPlan {
- public:
-  explicit CudaBf16Linear(const LinearSpec& spec)
-      : spec_(spec),
-        handle_(make_handle()),
-        forward_(Matrices(spec).forward(handle_.get())),
-        input_(Matrices(spec).backward_input(handle_.get())),
-        weights_(Matrices(spec).backward_weights(handle_.get(), CUBLASLT_EPILOGUE_DEFAULT)),
-        rounded_(
+        weights_(Matrices(spec).backward_weights(handle_.get(), sums_bias_ == BiasSum::kOfProduct
+                                                                    ? CUBLASLT_EPILOGUE_BGRADB
+                                                                    : CUBLASLT_EPILOGUE_DEFAULT)),
+        factors_(
+            spec.precision,
             {.input = spec.rows * spec.in, .weights = spec.in * spec.out, .output = spec.rows * spec.out},
             workspace_),
-        behind_(workspace_.reserve(
-            std::max({forward_.workspace_bytes(), input_.workspace_bytes(), weights_.workspace_bytes(),
-                      bias_gradient_workspace({spec.rows, spec.out})}))) {}
+        behind_(workspace_.reserve(std::max(
+            {forward_.workspace_bytes(), input_.workspace_bytes(), weights_.workspace_bytes(),
+             sums_bias_ == BiasSum::kOfKernel ? bias_gradient_workspace({spec.rows, spec.out}) : 0}))),
+        staged_bias_(
+            workspace_.reserve(sums_bias_ == BiasSum::kOfProduct ? float_bytes(spec.out) : std::size_t{0})) {}
 
   std::size_t workspace_bytes() const override { return workspace_.bytes(); }
 
   void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override {
     const DeviceGuard current(stream.device());
-    const Bf16* const input = rounded_.input(stream, operands.input, workspace);
-    const Bf16* const weights = rounded_.weights(stream, operands.weights, workspace);
+    const void* const input = factors_.input(stream, operands.input, workspace);
+    const void* const weights = factors_.weights(stream, operands.weights, workspace);
     forward_.run(handle_.get(), stream, weights, input, operands.output, GradientMode::kStore, operands.bias,
                  workspace + behind_);
   }
@@ -248,9 +208,9 @@ class CudaBf16Linear final : public LinearPlan {
   void backward_input(Stream& stream, const LinearBackwardInput& operands,
                       std::byte* workspace) const override {
     const DeviceGuard current(stream.device());
-    const Bf16* const gradient =
-        rounded_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
-    const Bf16* const weights = rounded_.weights(stream, operands.weights, workspace);
+    const void* const gradient =
+        factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
+    const void* const weights = factors_.weights(stream, operands.weights, workspace);
     input_.run(handle_.get(), stream, weights, gradient, operands.input_gradient, GradientMode::kStore,
                nullptr, workspace + behind_);
   }
@@ -258,23 +218,36 @@ class CudaBf16Linear final : public LinearPlan {
   void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
                         std::byte* workspace) const override {
     const DeviceGuard current(stream.device());
-    const Bf16* const gradient =
-        rounded_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
-    const Bf16* const input = rounded_.input(stream, operands.input, workspace);
-    weights_.run(handle_.get(), stream, input, gradient, operands.weight_gradient, operands.mode, nullptr,
+    const void* const gradient =
+        factors_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
+    const void* const input = factors_.input(stream, operands.input, workspace);
+    // The epilogue always overwrites the bias gradient.
+    const bool adds = sums_bias_ == BiasSum::kOfProduct && operands.mode == GradientMode::kAdd;
+    float* sums = nullptr;
+    if (sums_bias_ == BiasSum::kOfProduct) {
+      sums = adds ? floats_at(workspace, staged_bias_) : operands.bias_gradient;
+    }
+    weights_.run(handle_.get(), stream, input, gradient, operands.weight_gradient, operands.mode, sums,
                  workspace + behind_);
-    if (operands.bias_gradient == nullptr) return;
-    sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
-                      operands.mode, workspace + behind_);
+    if (adds) accumulate(stream, spec_.out, sums, operands.bias_gradient);
+    if (sums_bias_ == BiasSum::kOfKernel) {
+      sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
+                        operands.mode, workspace + behind_);
+    }
   }
 
  private:
+  // Who sums the bias gradient: in bf16 a kernel, from what was not rounded.
+  enum class BiasSum { kNone, kOfProduct, kOfKernel };
+
   LinearSpec spec_;
+  BiasSum sums_bias_;
   Handle handle_;
   Product forward_, input_, weights_;
   ArenaPlan workspace_;
-  RoundedFactors rounded_;
-  std::size_t behind_;  // offset of the products' memory
+  PlanFactors factors_;
+  // Offsets: of the products' memory, of a bias gradient that is to be added.
+  std::size_t behind_, staged_bias_;
 };
 
 }  // namespace
@@ -284,7 +257,6 @@ namespace pipeoptim::detail {
 
 std::unique_ptr<LinearPlan> make_cuda_linear(Device device, const LinearSpec& spec) {
   const cuda::DeviceGuard current(device);
-  if (spec.precision == MatrixPrecision::kBf16) return std::make_unique<cuda::CudaBf16Linear>(spec);
   return std::make_unique<cuda::CudaLinear>(spec);
 }
 

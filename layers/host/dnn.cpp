@@ -65,15 +65,16 @@ struct Layouts {
 
 class HostConvolution final : public ConvolutionPlan {
  public:
-  HostConvolution(int threads, const ConvolutionSpec& spec) : threads_(threads), has_bias_(spec.bias) {
+  HostConvolution(int threads, const ConvolutionSpec& spec)
+      : threads_(threads),
+        has_bias_(spec.bias),
+        factors_(spec.precision,
+                 {.input = spec.input.elements(),
+                  .weights = convolution_weights(spec),
+                  .output = convolution_output(spec).elements()},
+                 workspace_) {
     const bool rounds = spec.precision == MatrixPrecision::kBf16;
-    if (rounds) {
-      require_bf16();
-      rounded_.emplace(FactorCounts{.input = spec.input.elements(),
-                                    .weights = convolution_weights(spec),
-                                    .output = convolution_output(spec).elements()},
-                       workspace_);
-    }
+    if (rounds) require_bf16();
     const PlanningThreads guard(threads);
     const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
     const Type factor = rounds ? Type::bf16 : Type::f32;
@@ -94,8 +95,8 @@ class HostConvolution final : public ConvolutionPlan {
       throw std::invalid_argument("convolution: the plan and the call disagree about a bias");
     }
     execute(stream, *forward_,
-            {input(stream, operands.input, workspace), weights(stream, operands.weights, workspace),
-             operands.output, operands.bias},
+            {factors_.input(stream, operands.input, workspace),
+             factors_.weights(stream, operands.weights, workspace), operands.output, operands.bias},
             workspace);
   }
 
@@ -103,8 +104,9 @@ class HostConvolution final : public ConvolutionPlan {
                      std::byte* workspace) const override {
     require_threads("convolution", threads_, stream);
     const void* const gradient =
-        output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
-    execute(stream, *data_, {weights(stream, operands.weights, workspace), gradient, operands.input_gradient},
+        factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
+    execute(stream, *data_,
+            {factors_.weights(stream, operands.weights, workspace), gradient, operands.input_gradient},
             workspace);
   }
 
@@ -112,27 +114,13 @@ class HostConvolution final : public ConvolutionPlan {
                         std::byte* workspace) const override {
     require_threads("convolution", threads_, stream);
     const void* const gradient =
-        output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
-    execute(stream, *weights_, {input(stream, operands.input, workspace), gradient, operands.weight_gradient},
+        factors_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
+    execute(stream, *weights_,
+            {factors_.input(stream, operands.input, workspace), gradient, operands.weight_gradient},
             workspace, operands.mode);
   }
 
  private:
-  // Factors in the type of the plan's primitives.
-  const void* input(Stream& stream, const float* values, std::byte* workspace) const {
-    if (!rounded_) return values;
-    return rounded_->input(stream, values, workspace);
-  }
-  const void* weights(Stream& stream, const Factor& weights, std::byte* workspace) const {
-    if (!rounded_) return fp32_weights(weights);
-    return rounded_->weights(stream, weights, workspace);
-  }
-  const void* output_gradient(Stream& stream, const float* values, Workspace holds,
-                              std::byte* workspace) const {
-    if (!rounded_) return values;
-    return rounded_->output_gradient(stream, values, holds, workspace);
-  }
-
   // Operands in the order of the primitive's.
   void execute(Stream& stream, StagedPrimitive& primitive, const std::array<const void*, 4>& operands,
                std::byte* workspace, GradientMode mode = GradientMode::kStore) const {
@@ -175,8 +163,8 @@ class HostConvolution final : public ConvolutionPlan {
   int threads_;
   bool has_bias_;
   ArenaPlan workspace_;
-  std::optional<RoundedFactors> rounded_;  // for kBf16
-  std::size_t behind_ = 0;                 // offset of the primitives' memory
+  PlanFactors factors_;
+  std::size_t behind_ = 0;  // offset of the primitives' memory
   // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
   mutable std::optional<StagedPrimitive> forward_, data_, weights_;
 };

@@ -17,6 +17,7 @@ struct HostTeam {
   PO_HD T reduce(T value, Op) const {
     return value;
   }
+  // Not called: nvcc's device pass looks at the host's team, too.
   template <typename T>
   PO_HD T fold(const T& value, int) const {
     return value;
