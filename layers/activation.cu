@@ -2,6 +2,7 @@
 #include "layers/activation.h"
 #include "layers/elementwise.h"
 #include "layers/functions.h"
+#include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
@@ -63,15 +64,20 @@ LayerPlan element_plan(const Shape& input, Needs needs, bool in_place) {
 
 template <typename Formula>
 void run_forward(const ForwardContext& context) {
-  for_each(context.stream, context.input.elements(),
-           Map<Value<Formula>>{context.input.data, context.output.data});
+  with_type_of(context.input, [&]<typename T>() {
+    for_each(context.stream, context.input.elements(),
+             Map<Value<Formula>, T>{values_of<T>(context.input), values_of<T>(context.output)});
+  });
 }
 
 template <typename Formula>
 void run_backward(const BackwardContext& context, const ConstTensor& saved) {
-  if (!context.input_gradient.data) return;
-  for_each(context.stream, saved.elements(),
-           Map2<Gradient<Formula>>{saved.data, context.output_gradient.data, context.input_gradient.data});
+  if (!context.input_gradient.there()) return;
+  with_type_of(saved, [&]<typename T>() {
+    for_each(context.stream, saved.elements(),
+             Map2<Gradient<Formula>, T>{values_of<T>(saved), values_of<T>(context.output_gradient),
+                                        values_of<T>(context.input_gradient)});
+  });
 }
 
 }  // namespace
@@ -104,8 +110,12 @@ void GELU::backward_input(const BackwardContext& context) const {
   run_backward<GeluTanhFormula>(context, context.input);
 }
 
-void relu_gradient(Stream& stream, const ConstTensor& output, const float* output_gradient, float* gradient) {
-  for_each(stream, output.elements(), Map2<Passed>{output.data, output_gradient, gradient});
+void relu_gradient(Stream& stream, const ConstTensor& output, const ConstTensor& output_gradient,
+                   const Tensor& gradient) {
+  with_type_of(output, [&]<typename T>() {
+    for_each(stream, output.elements(),
+             Map2<Passed, T>{values_of<T>(output), values_of<T>(output_gradient), values_of<T>(gradient)});
+  });
 }
 
 }  // namespace pipeoptim

@@ -11,6 +11,7 @@ namespace pipeoptim {
 class ReLU final : public Layer {
  public:
   std::string describe() const override { return "relu"; }
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -20,6 +21,7 @@ class ReLU final : public Layer {
 class Tanh final : public Layer {
  public:
   std::string describe() const override { return "tanh"; }
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -29,6 +31,7 @@ class Tanh final : public Layer {
 class Sigmoid final : public Layer {
  public:
   std::string describe() const override { return "sigmoid"; }
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -45,6 +48,7 @@ class GELU final : public Layer {
  public:
   explicit GELU(GeluForm form = GeluForm::kErf) : form_(form) {}
   std::string describe() const override { return form_ == GeluForm::kErf ? "gelu" : "gelu (tanh)"; }
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -54,6 +58,8 @@ class GELU final : public Layer {
 };
 
 // For layers with a ReLU in their output: gradient[i] = output[i] > 0 ? output_gradient[i] : 0.
-void relu_gradient(Stream& stream, const ConstTensor& output, const float* output_gradient, float* gradient);
+// All of one type.
+void relu_gradient(Stream& stream, const ConstTensor& output, const ConstTensor& output_gradient,
+                   const Tensor& gradient);
 
 }  // namespace pipeoptim

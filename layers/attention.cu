@@ -327,6 +327,12 @@ std::vector<Parameter> CausalSelfAttention::parameters() const {
           {.name = "c_proj.bias", .shape = {f}, .initializer = {}, .decay = Decay::kNo}};
 }
 
+// Between its maps everything stays in fp32.
+ElementTypes CausalSelfAttention::choose_types(ElementTypes offered) {
+  types_ = product_types(precision_, offered);
+  return types_;
+}
+
 LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& input) {
   const std::int64_t f = options_.features;
   if (input.rank() != 3 || input.last() != f || input.elements() < 1) {
@@ -353,12 +359,13 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   heads_gradient_ = workspace.reserve(float_bytes(rows() * f));
   addresses_ = workspace.reserve(
       cuda ? static_cast<std::size_t>(3 * group_ * options_.heads) * sizeof(const float*) : 0);
-  const auto linear = [&](std::int64_t out) {
-    return make_linear(device, threads,
-                       {.rows = rows(), .in = f, .out = out, .bias = Bias::kYes, .precision = precision_});
+  const auto linear = [&](std::int64_t out, const ElementTypes& types) {
+    return make_linear(
+        device, threads,
+        {.rows = rows(), .in = f, .out = out, .bias = Bias::kYes, .precision = precision_, .types = types});
   };
-  attend_ = linear(3 * f);
-  project_ = linear(f);
+  attend_ = linear(3 * f, {.input = types_.input});
+  project_ = linear(f, {.output = types_.output});
   product_ = workspace.reserve(std::max(attend_->workspace_bytes(), project_->workspace_bytes()));
 
   LayerPlan plan;
@@ -383,7 +390,7 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
   float* const qkv = floats_at(context.stash, qkv_);
   std::byte* const product = context.workspace + product_;
   attend_->forward(context.stream,
-                   {.input = context.input.data,
+                   {.input = context.input.factor(),
                     .weights = context.weights.factor(0),
                     .bias = context.weights[1],
                     .output = qkv},
@@ -406,7 +413,7 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
                     {.input = floats_at(context.stash, heads_output_),
                      .weights = context.weights.factor(2),
                      .bias = context.weights[3],
-                     .output = context.output.data},
+                     .output = context.output.destination()},
                     product);
 }
 
@@ -419,7 +426,7 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
   std::byte* const product = context.workspace + product_;
   project_->backward_input(context.stream,
                            {.weights = context.weights.factor(2),
-                            .output_gradient = context.output_gradient.data,
+                            .output_gradient = context.output_gradient.factor(),
                             .input_gradient = floats_at(context.workspace, heads_gradient_)},
                            product);
   run_heads(context.stream,
@@ -436,11 +443,11 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
              .scores = floats_at(context.workspace, probabilities_),
              .score_gradients = floats_at(context.workspace, score_gradients_)},
             records_, options_.heads, group_, addresses(context.workspace), Direction::kBackward);
-  if (!context.input_gradient.data) return;
+  if (!context.input_gradient.there()) return;
   attend_->backward_input(context.stream,
                           {.weights = context.weights.factor(0),
                            .output_gradient = qkv_gradient(context),
-                           .input_gradient = context.input_gradient.data},
+                           .input_gradient = context.input_gradient.destination()},
                           product);
 }
 
@@ -448,7 +455,7 @@ void CausalSelfAttention::run_input(const BackwardContext& context) const {
 void CausalSelfAttention::run_weights(const BackwardContext& context, Workspace holds) const {
   std::byte* const product = context.workspace + product_;
   attend_->backward_weights(context.stream,
-                            {.input = context.input.data,
+                            {.input = context.input.factor(),
                              .output_gradient = qkv_gradient(context),
                              .weight_gradient = context.gradients[0],
                              .bias_gradient = context.gradients[1],
@@ -457,7 +464,7 @@ void CausalSelfAttention::run_weights(const BackwardContext& context, Workspace 
                             product);
   project_->backward_weights(context.stream,
                              {.input = floats_at(context.stash, heads_output_),
-                              .output_gradient = context.output_gradient.data,
+                              .output_gradient = context.output_gradient.factor(),
                               .weight_gradient = context.gradients[2],
                               .bias_gradient = context.gradients[3],
                               .mode = context.gradients.mode},

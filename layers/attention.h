@@ -33,6 +33,7 @@ class CausalSelfAttention final : public Layer {
 
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;
+  ElementTypes choose_types(ElementTypes offered) override;
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward(const BackwardContext& context) const override;
@@ -52,6 +53,7 @@ class CausalSelfAttention final : public Layer {
 
   AttentionOptions options_;
   BackwardSplit split_ = BackwardSplit::kJoined;
+  ElementTypes types_;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
   std::int64_t group_ = 1;                 // CUDA: records whose scores are in the workspace together

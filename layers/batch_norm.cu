@@ -7,6 +7,7 @@
 #include "layers/accumulate.h"
 #include "layers/batch_norm.h"
 #include "layers/tiles.h"
+#include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
@@ -71,9 +72,10 @@ struct Moments {
 
 // Those of each channel in one chunk of rows. A member goes over its rows twice; the second time they are in
 // the cache.
+template <typename T>
 struct ChunkMoments {
   using LongRows = void;
-  const float* x;
+  const T* x;
   float* mean;
   float* deviation;
   Chunks chunks;
@@ -180,11 +182,11 @@ struct RunningLine {
   }
 };
 
-template <Activation kActivation>
+template <Activation kActivation, typename T>
 struct Normalize {
   using LongRows = void;
-  const float* x;
-  float* y;
+  const T* x;
+  T* y;
   const float* scale;
   const float* shift;
   Chunks chunks;
@@ -217,11 +219,11 @@ PO_HD float behind(float gradient, float x, float scale, float shift) {
 }
 
 // Sums of g and g xhat over one chunk, g the gradient behind the activation.
-template <Activation kActivation>
+template <Activation kActivation, typename T>
 struct ChunkSums {
   using LongRows = void;
-  const float* x;
-  const float* dy;
+  const T* x;
+  const T* dy;
   Vectors from;
   float* sum;
   float* product;
@@ -302,12 +304,12 @@ struct FinishSums {
   }
 };
 
-template <Activation kActivation>
+template <Activation kActivation, typename T>
 struct InputGradient {
   using LongRows = void;
-  const float* x;
-  const float* dy;
-  float* dx;
+  const T* x;
+  const T* dy;
+  T* dx;
   Vectors from;
   Chunks chunks;
   bool packs;
@@ -341,11 +343,13 @@ Chunks chunks_of(const Stream& stream, const ConstTensor& input) {
 
 template <Activation kActivation>
 void normalize(const ForwardContext& context, const Vectors& vectors, const Chunks& chunks) {
-  const float* const x = context.input.data;
-  float* const y = context.output.data;
-  for_each_row(context.stream, chunks.count(), chunks.channels,
-               Normalize<kActivation>{x, y, vectors.scale, vectors.shift, chunks,
-                                      allow_tiles(chunks.channels, x, y, vectors.scale)});
+  with_type_of(context.input, [&]<typename T>() {
+    const T* const x = values_of<T>(context.input);
+    T* const y = values_of<T>(context.output);
+    for_each_row(context.stream, chunks.count(), chunks.channels,
+                 Normalize<kActivation, T>{x, y, vectors.scale, vectors.shift, chunks,
+                                           allow_tiles(chunks.channels, x, y, vectors.scale)});
+  });
 }
 
 template <Activation kActivation>
@@ -355,17 +359,19 @@ void run_backward(const BackwardContext& context) {
   const Vectors vectors(context.stash, channels);
   auto* const sums = reinterpret_cast<float*>(context.workspace);
   float* const products = sums + chunks.count() * channels;
-  const float* const x = context.input.data;
-  const float* const dy = context.output_gradient.data;
-  const bool packs = allow_tiles(channels, x, dy, sums, vectors.scale);
-  for_each_row(context.stream, chunks.count(), channels,
-               ChunkSums<kActivation>{x, dy, vectors, sums, products, chunks, packs});
-  for_each_row(context.stream, slabs_of(channels), chunks.count(),
-               FinishSums{sums, products, context.weights[0], vectors, chunks});
-  if (!context.input_gradient.data) return;
-  for_each_row(context.stream, chunks.count(), channels,
-               InputGradient<kActivation>{x, dy, context.input_gradient.data, vectors, chunks,
-                                          packs && allow_packs(context.input_gradient.data)});
+  with_type_of(context.input, [&]<typename T>() {
+    const T* const x = values_of<T>(context.input);
+    const T* const dy = values_of<T>(context.output_gradient);
+    T* const dx = values_of<T>(context.input_gradient);
+    const bool packs = allow_tiles(channels, x, dy, sums, vectors.scale);
+    for_each_row(context.stream, chunks.count(), channels,
+                 ChunkSums<kActivation, T>{x, dy, vectors, sums, products, chunks, packs});
+    for_each_row(context.stream, slabs_of(channels), chunks.count(),
+                 FinishSums{sums, products, context.weights[0], vectors, chunks});
+    if (dx == nullptr) return;
+    for_each_row(context.stream, chunks.count(), channels,
+                 InputGradient<kActivation, T>{x, dy, dx, vectors, chunks, packs && allow_packs(dx)});
+  });
 }
 
 }  // namespace
@@ -414,9 +420,11 @@ void BatchNorm2d::forward(const ForwardContext& context) const {
   if (context.mode == Mode::kTraining) {
     auto* means = reinterpret_cast<float*>(context.workspace);
     float* deviations = means + chunks.count() * channels_;
-    const bool packs = allow_tiles(channels_, context.input.data, means);
-    for_each_row(context.stream, chunks.count(), channels_,
-                 ChunkMoments{context.input.data, means, deviations, chunks, packs});
+    with_type_of(context.input, [&]<typename T>() {
+      const T* const x = values_of<T>(context.input);
+      for_each_row(context.stream, chunks.count(), channels_,
+                   ChunkMoments<T>{x, means, deviations, chunks, allow_tiles(channels_, x, means)});
+    });
     for_each_row(context.stream, slabs_of(channels_), chunks.count(),
                  FinishMoments{means, deviations, weight, bias, context.states[0], context.states[1], vectors,
                                chunks, options_.eps, options_.momentum});

@@ -25,6 +25,7 @@ class BatchNorm2d final : public Layer {
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;
   std::vector<State> states() const override;
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;

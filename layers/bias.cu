@@ -3,6 +3,7 @@
 #include "kernels/runtime/launch.h"
 #include "layers/bias.h"
 #include "layers/tiles.h"
+#include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
@@ -20,15 +21,16 @@ Chunks cut(Rows extents) {
   return {rows, (extents.rows + rows - 1) / rows};
 }
 
+template <typename T>
 struct AddBias {
   const float* bias;
-  float* values;
+  T* values;
   std::int64_t columns;
   bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
-    float* const to = values + row * columns;
+    T* const to = values + row * columns;
     for_each_tile(team, columns, packs, [&]<int kWidth>(std::int64_t c) {
       const auto value = load_tile<kWidth>(to + c), addend = load_tile<kWidth>(bias + c);
       Pack<kWidth> sum;
@@ -39,9 +41,10 @@ struct AddBias {
 };
 
 // One chunk of rows to one row of partial sums.
+template <typename T>
 struct SumChunk {
   using LongRows = void;
-  const float* values;
+  const T* values;
   float* partial;
   std::int64_t rows;
   std::int64_t columns;
@@ -80,25 +83,31 @@ struct SumPartials {
 
 }  // namespace
 
-void add_bias(Stream& stream, Rows extents, const float* bias, float* values) {
-  for_each_row(stream, extents.rows, extents.columns,
-               AddBias{bias, values, extents.columns, allow_tiles(extents.columns, bias, values)});
+void add_bias(Stream& stream, Rows extents, const float* bias, const Destination& values) {
+  with_type_of(values, [&]<typename T>() {
+    T* const to = values_of<T>(values);
+    for_each_row(stream, extents.rows, extents.columns,
+                 AddBias<T>{bias, to, extents.columns, allow_tiles(extents.columns, bias, to)});
+  });
 }
 
 std::size_t bias_gradient_workspace(Rows extents) {
   return static_cast<std::size_t>(cut(extents).count * extents.columns) * sizeof(float);
 }
 
-void sum_bias_gradient(Stream& stream, Rows extents, const float* values, float* bias_gradient,
+void sum_bias_gradient(Stream& stream, Rows extents, const Factor& values, float* bias_gradient,
                        GradientMode mode, std::byte* workspace) {
   const Chunks chunks = cut(extents);
   float* const partial = reinterpret_cast<float*>(workspace);
-  const bool packs = allow_tiles(extents.columns, values, partial);
-  for_each_row(stream, chunks.count, extents.columns,
-               SumChunk{values, partial, extents.rows, extents.columns, chunks.rows, packs});
-  for_each_row(
-      stream, slabs_of(extents.columns), chunks.count,
-      SumPartials{partial, bias_gradient, extents.columns, chunks.count, mode == GradientMode::kAdd, packs});
+  with_type_of(values, [&]<typename T>() {
+    const T* const from = values_of<T>(values);
+    const bool packs = allow_tiles(extents.columns, from, partial);
+    for_each_row(stream, chunks.count, extents.columns,
+                 SumChunk<T>{from, partial, extents.rows, extents.columns, chunks.rows, packs});
+  });
+  for_each_row(stream, slabs_of(extents.columns), chunks.count,
+               SumPartials{partial, bias_gradient, extents.columns, chunks.count, mode == GradientMode::kAdd,
+                           allow_tiles(extents.columns, partial)});
 }
 
 }  // namespace pipeoptim

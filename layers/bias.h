@@ -17,12 +17,12 @@ struct Rows {
   std::int64_t columns = 0;
 };
 
-void add_bias(Stream& stream, Rows extents, const float* bias, float* values);
+void add_bias(Stream& stream, Rows extents, const float* bias, const Destination& values);
 
 // bias_gradient[c] = sum of column c. Rows are summed in chunks that depend on the extents only: the same
 // bits for every thread count.
 std::size_t bias_gradient_workspace(Rows extents);
-void sum_bias_gradient(Stream& stream, Rows extents, const float* values, float* bias_gradient,
+void sum_bias_gradient(Stream& stream, Rows extents, const Factor& values, float* bias_gradient,
                        GradientMode mode, std::byte* workspace);
 
 }  // namespace pipeoptim

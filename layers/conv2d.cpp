@@ -49,6 +49,11 @@ std::vector<Parameter> Conv2d::parameters() const {
   return parameters;
 }
 
+ElementTypes Conv2d::choose_types(ElementTypes offered) {
+  types_ = product_types(precision_, offered);
+  return types_;
+}
+
 LayerPlan Conv2d::plan(Device device, int threads, const Shape& input) {
   const auto& o = options_;
   if (input.rank() != 4 || input[3] != o.in) {
@@ -63,7 +68,8 @@ LayerPlan Conv2d::plan(Device device, int threads, const Shape& input) {
                              .dilation = o.dilation,
                              .groups = o.groups,
                              .bias = has_bias(),
-                             .precision = precision_};
+                             .precision = precision_,
+                             .types = types_};
   LayerPlan plan;
   try {
     plan.output = convolution_output(spec);
@@ -90,32 +96,32 @@ const ConvolutionPlan& Conv2d::planned() const {
 
 void Conv2d::forward(const ForwardContext& context) const {
   planned().forward(context.stream,
-                    {.input = context.input.data,
+                    {.input = context.input.factor(),
                      .weights = context.weights.factor(0),
                      .bias = has_bias() ? context.weights[1] : nullptr,
-                     .output = context.output.data},
+                     .output = context.output.destination()},
                     context.workspace);
 }
 
 void Conv2d::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
+  if (!context.input_gradient.there()) return;
   planned().backward_data(context.stream,
                           {.weights = context.weights.factor(0),
-                           .output_gradient = context.output_gradient.data,
-                           .input_gradient = context.input_gradient.data},
+                           .output_gradient = context.output_gradient.factor(),
+                           .input_gradient = context.input_gradient.destination()},
                           context.workspace);
 }
 
 void Conv2d::run_weights(const BackwardContext& context, Workspace holds) const {
   planned().backward_weights(context.stream,
-                             {.input = context.input.data,
-                              .output_gradient = context.output_gradient.data,
+                             {.input = context.input.factor(),
+                              .output_gradient = context.output_gradient.factor(),
                               .weight_gradient = context.gradients[0],
                               .mode = context.gradients.mode,
                               .workspace = holds},
                              context.workspace);
   if (!has_bias()) return;
-  sum_bias_gradient(context.stream, output_rows_, context.output_gradient.data, context.gradients[1],
+  sum_bias_gradient(context.stream, output_rows_, context.output_gradient.factor(), context.gradients[1],
                     context.gradients.mode, context.workspace);
 }
 

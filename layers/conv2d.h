@@ -27,6 +27,7 @@ class Conv2d final : public Layer {
 
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;  // weight [out, in/groups, k, k], bias [out]
+  ElementTypes choose_types(ElementTypes offered) override;
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward(const BackwardContext& context) const override;
@@ -41,6 +42,7 @@ class Conv2d final : public Layer {
 
   Conv2dOptions options_;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;
+  ElementTypes types_;
   std::unique_ptr<ConvolutionPlan> convolution_;
   Rows output_rows_;
 };

@@ -3,14 +3,16 @@
 #include "kernels/random.h"
 #include "kernels/runtime/launch.h"
 #include "layers/dropout.h"
+#include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
 
 // Elements 4 i to 4 i + 3 by the four words of block i; the last block may have fewer.
+template <typename T>
 struct MaskBlock {
-  const float* from;
-  float* to;
+  const T* from;
+  T* to;
   RandomKey random;
   std::uint32_t threshold;
   float gain;
@@ -23,38 +25,39 @@ struct MaskBlock {
         random_block(random.seed, random.minibatch, random.layer, static_cast<std::uint64_t>(block));
     for (int word = 0; word < width; ++word) {
       const std::int64_t at = 4 * block + word;
-      to[at] = bits.words[word] < threshold ? 0.0F : from[at] * gain;
+      Pack<1> value = load_floats<1>(from + at);
+      value.value[0] = bits.words[word] < threshold ? 0.0F : value.value[0] * gain;
+      store_floats(to + at, value);
     }
   }
 };
 
 // A body for whole blocks apart, because its constant width is what the host's compiler makes vectors of.
-template <bool kPacks>
+template <typename T, bool kPacks>
 struct MaskWholeBlock {
-  MaskBlock mask;
+  MaskBlock<T> mask;
   PO_HD void operator()(std::int64_t i) const {
-    const float* from = mask.from + 4 * i;
-    float* to = mask.to + 4 * i;
+    const T* from = mask.from + 4 * i;
+    T* to = mask.to + 4 * i;
     const RandomBlock bits = random_block(mask.random.seed, mask.random.minibatch, mask.random.layer,
                                           static_cast<std::uint64_t>(i));
-    const Pack<4> in = kPacks ? load_pack<4>(from) : Pack<4>{{from[0], from[1], from[2], from[3]}};
-    const Pack<4> out = {{bits.words[0] < mask.threshold ? 0.0F : in.value[0] * mask.gain,
-                          bits.words[1] < mask.threshold ? 0.0F : in.value[1] * mask.gain,
-                          bits.words[2] < mask.threshold ? 0.0F : in.value[2] * mask.gain,
-                          bits.words[3] < mask.threshold ? 0.0F : in.value[3] * mask.gain}};
-    if constexpr (kPacks) {
-      store_pack(to, out);
-    } else {
-      for (int word = 0; word < 4; ++word) to[word] = out.value[word];
+    constexpr int kStep = kPacks ? 4 : 1;
+    for (int first = 0; first < 4; first += kStep) {
+      Pack<kStep> values = load_floats<kStep>(from + first);
+      for (int v = 0; v < kStep; ++v) {
+        values.value[v] = bits.words[first + v] < mask.threshold ? 0.0F : values.value[v] * mask.gain;
+      }
+      store_floats(to + first, values);
     }
   }
 };
 
-void run_mask(Stream& stream, std::int64_t elements, MaskBlock mask) {
+template <typename T>
+void run_mask(Stream& stream, std::int64_t elements, MaskBlock<T> mask) {
   if (stream.device().backend == Backend::kCuda && allow_packs(mask.from, mask.to)) {
-    for_each(stream, elements / 4, MaskWholeBlock<true>{mask});
+    for_each(stream, elements / 4, MaskWholeBlock<T, true>{mask});
   } else {
-    for_each(stream, elements / 4, MaskWholeBlock<false>{mask});
+    for_each(stream, elements / 4, MaskWholeBlock<T, false>{mask});
   }
   mask.first_block = elements / 4;
   mask.width = static_cast<int>(elements % 4);
@@ -85,20 +88,24 @@ LayerPlan Dropout::plan(Device, int, const Shape& input) {
 }
 
 void Dropout::forward(const ForwardContext& context) const {
-  if (context.mode == Mode::kTraining) {
-    run_mask(context.stream, context.input.elements(),
-             {context.input.data, context.output.data, context.random, threshold_, gain_, 0, 4});
-  } else if (context.input.data != context.output.data) {
-    context.stream.copy(context.output.data, context.input.data,
-                        static_cast<std::size_t>(context.input.elements()) * sizeof(float));
-  }
+  with_type_of(context.input, [&]<typename T>() {
+    const T* const x = values_of<T>(context.input);
+    T* const y = values_of<T>(context.output);
+    if (context.mode == Mode::kTraining) {
+      run_mask<T>(context.stream, context.input.elements(), {x, y, context.random, threshold_, gain_, 0, 4});
+    } else if (x != y) {
+      context.stream.copy(y, x, static_cast<std::size_t>(context.input.elements()) * sizeof(T));
+    }
+  });
 }
 
 void Dropout::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
-  run_mask(
-      context.stream, context.output_gradient.elements(),
-      {context.output_gradient.data, context.input_gradient.data, context.random, threshold_, gain_, 0, 4});
+  if (!context.input_gradient.there()) return;
+  with_type_of(context.output_gradient, [&]<typename T>() {
+    run_mask<T>(context.stream, context.output_gradient.elements(),
+                {values_of<T>(context.output_gradient), values_of<T>(context.input_gradient), context.random,
+                 threshold_, gain_, 0, 4});
+  });
 }
 
 }  // namespace pipeoptim

@@ -16,6 +16,7 @@ class Dropout final : public Layer {
   explicit Dropout(double probability);
 
   std::string describe() const override;
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;

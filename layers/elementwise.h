@@ -13,41 +13,44 @@
 
 namespace pipeoptim {
 
-// y[i] = function(x[i]), perhaps of another type
+// Elements of a pack: 16 bytes of the wider type.
+template <typename A, typename B>
+constexpr int kPackWidth = static_cast<int>(16 / (sizeof(A) > sizeof(B) ? sizeof(A) : sizeof(B)));
+
+// y[i] = function(x[i]), from fp32 to fp32; From and To are float or Bf16.
 template <typename Function, typename From = float, typename To = From>
 struct Map {
   const From* x;
   To* y;
   Function function = {};
 
-  static constexpr int kWidth = 4;
+  static constexpr int kWidth = kPackWidth<From, To>;
   PO_HD void operator()(std::int64_t i) const { at<1>(i); }
   template <int kPack>
   PO_HD void at(std::int64_t i) const {
-    const Pack<kPack, From> values = load_pack<kPack>(x + i);
-    Pack<kPack, To> results;
-    for (int j = 0; j < kPack; ++j) results.value[j] = function(values.value[j]);
-    store_pack(y + i, results);
+    Pack<kPack> values = load_floats<kPack>(x + i);
+    for (int j = 0; j < kPack; ++j) values.value[j] = function(values.value[j]);
+    store_floats(y + i, values);
   }
   bool packs() const { return allow_packs(x, y); }
 };
 
-// y[i] = function(a[i], b[i])
-template <typename Function>
+// y[i] = function(a[i], b[i]), likewise.
+template <typename Function, typename T = float>
 struct Map2 {
-  const float* a;
-  const float* b;
-  float* y;
+  const T* a;
+  const T* b;
+  T* y;
   Function function = {};
 
-  static constexpr int kWidth = 4;
+  static constexpr int kWidth = kPackWidth<T, T>;
   PO_HD void operator()(std::int64_t i) const { at<1>(i); }
   template <int kPack>
   PO_HD void at(std::int64_t i) const {
-    Pack<kPack, float> first = load_pack<kPack>(a + i);
-    const Pack<kPack, float> second = load_pack<kPack>(b + i);
+    Pack<kPack> first = load_floats<kPack>(a + i);
+    const Pack<kPack> second = load_floats<kPack>(b + i);
     for (int j = 0; j < kPack; ++j) first.value[j] = function(first.value[j], second.value[j]);
-    store_pack(y + i, first);
+    store_floats(y + i, first);
   }
   bool packs() const { return allow_packs(a, b, y); }
 };

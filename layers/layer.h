@@ -76,6 +76,17 @@ struct LayerPlan {
   double bytes = 0;           // and bytes moved by all three
 };
 
+// Of a layer's input and output; gradients have the types of their values.
+struct ElementTypes {
+  ElementType input = ElementType::kFp32;
+  ElementType output = ElementType::kFp32;
+  friend bool operator==(const ElementTypes&, const ElementTypes&) = default;
+};
+// The answer to Layer::choose_types of a layer whose output has the type of its input.
+constexpr ElementTypes same_types(ElementTypes offered) {
+  return offered.input == offered.output ? offered : ElementTypes{};
+}
+
 enum class Mode { kTraining, kEvaluation };
 
 // How products and convolutions of fp32 values may be computed. The factors are rounded to 10 bits of
@@ -100,12 +111,6 @@ struct RandomKey {
   std::uint64_t seed = 0;
   std::uint64_t minibatch = 0;  // counts micro-batches where there are several
   std::uint64_t layer = 0;      // index of the layer in the whole model
-};
-
-// A factor of a product: fp32 values, or the same rounded to bf16. One of the two is null.
-struct Factor {
-  const float* values = nullptr;
-  const Bf16* rounded = nullptr;
 };
 
 // Base pointers of one layer's parameters, in the order of parameters(). `rounded` is empty, or holds for
@@ -150,7 +155,7 @@ struct ForwardContext {
 };
 
 // input and output are null unless the plan's `needs` asks for them. backward_input always runs before
-// backward_weights of the same mini-batch, perhaps long before; input_gradient.data is null where nobody
+// backward_weights of the same mini-batch, perhaps long before; input_gradient is not there where nobody
 // reads it.
 struct BackwardContext {
   Stream& stream;
@@ -174,6 +179,12 @@ class Layer {
   virtual std::vector<Parameter> parameters() const { return {}; }
   virtual std::vector<State> states() const { return {}; }
 
+  // The types that its tensors will have: kBf16 only where `offered` has it. Called before plan(), after
+  // set_precision(), until all neighbours agree; the last answer holds, where there was no call fp32.
+  virtual ElementTypes choose_types(ElementTypes offered) {
+    static_cast<void>(offered);
+    return {};
+  }
   // Throws std::invalid_argument, naming the layer and both shapes, when the input does not fit.
   virtual LayerPlan plan(Device device, int threads, const Shape& input) = 0;
 

@@ -6,9 +6,17 @@
 #include "layers/lanes.h"
 #include "layers/layer_norm.h"
 #include "layers/tiles.h"
+#include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
+
+// As with_type_of, of those of input and output that choose_types() lets through.
+template <typename Body>
+void with_types(const ConstTensor& input, const ConstTensor& output, const Body& body) {
+  if (input.rounded != nullptr) return body.template operator()<Bf16, Bf16>();
+  with_type_of(output, [&]<typename Y>() { body.template operator()<float, Y>(); });
+}
 
 constexpr float kEps = 1e-5F;
 constexpr std::int64_t kChunkRows = 32;  // rows that one team sums for the gradients of weight and bias
@@ -17,11 +25,12 @@ std::int64_t chunks_of(std::int64_t rows) { return (rows + kChunkRows - 1) / kCh
 
 using Totals = Lanes<float, kTileLanes>;
 
+template <typename X, typename Y>
 struct Normalize {
-  const float* input;
+  const X* input;
   const float* weight;
   const float* bias;
-  float* output;
+  Y* output;
   float* means;
   float* rstds;
   std::int64_t features;
@@ -29,8 +38,8 @@ struct Normalize {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const float* const x = input + row * features;
-    float* const y = output + row * features;
+    const X* const x = input + row * features;
+    Y* const y = output + row * features;
     Totals sums(0), squares(0);
     for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
       const auto value = load_tile<kWidth>(x + c);
@@ -62,11 +71,12 @@ struct Normalize {
 };
 
 // dx = rstd (g - mean(g) - xhat mean(g xhat)) with g = weight dy.
+template <typename X, typename Y>
 struct InputGradient {
-  const float* input;
+  const X* input;
   const float* weight;
-  const float* output_gradient;
-  float* input_gradient;
+  const Y* output_gradient;
+  X* input_gradient;
   const float* means;
   const float* rstds;
   std::int64_t features;
@@ -74,9 +84,9 @@ struct InputGradient {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const float* const x = input + row * features;
-    const float* const dy = output_gradient + row * features;
-    float* const dx = input_gradient + row * features;
+    const X* const x = input + row * features;
+    const Y* const dy = output_gradient + row * features;
+    X* const dx = input_gradient + row * features;
     const float mean = means[row], rstd = rstds[row];
     Totals sums(0), products(0);
     for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
@@ -107,10 +117,11 @@ struct InputGradient {
 using GradientSums = Sums<2>;
 
 // Over one chunk of rows.
+template <typename X, typename Y>
 struct ChunkSums {
   using LongRows = void;
-  const float* x;
-  const float* dy;
+  const X* x;
+  const Y* dy;
   const float* means;
   const float* rstds;
   float* products;
@@ -194,6 +205,12 @@ std::vector<Parameter> LayerNorm::parameters() const {
           {"bias", {features_}, {Initializer::Kind::kConstant, 0}, Decay::kNo, Storage::kRowMajor}};
 }
 
+// A sum that is kept in fp32 is made ready for products in bf16; the other way round nobody asks for.
+ElementTypes LayerNorm::choose_types(ElementTypes offered) {
+  if (offered.output == ElementType::kFp32) return {};
+  return offered;
+}
+
 LayerPlan LayerNorm::plan(Device, int, const Shape& input) {
   if (input.rank() < 2 || input.last() != features_ || input.elements() < 1) {
     throw std::invalid_argument(describe() + ": the input's last extent must be " +
@@ -212,34 +229,47 @@ LayerPlan LayerNorm::plan(Device, int, const Shape& input) {
 void LayerNorm::forward(const ForwardContext& context) const {
   const std::int64_t rows = context.input.elements() / features_;
   auto* const means = reinterpret_cast<float*>(context.stash);
-  const float *x = context.input.data, *weight = context.weights[0], *bias = context.weights[1];
-  for_each_row(context.stream, rows, features_,
-               Normalize{x, weight, bias, context.output.data, means, means + rows, features_,
-                         allow_tiles(features_, x, weight, bias, context.output.data)});
+  const float *weight = context.weights[0], *bias = context.weights[1];
+  with_types(context.input, context.output, [&]<typename X, typename Y>() {
+    const X* const x = values_of<X>(context.input);
+    Y* const y = values_of<Y>(context.output);
+    for_each_row(context.stream, rows, features_,
+                 Normalize<X, Y>{x, weight, bias, y, means, means + rows, features_,
+                                 allow_tiles(features_, x, weight, bias, y)});
+  });
 }
 
 void LayerNorm::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
+  if (!context.input_gradient.there()) return;
   const std::int64_t rows = context.input.elements() / features_;
   const auto* const means = reinterpret_cast<const float*>(context.stash);
-  const float *x = context.input.data, *weight = context.weights[0], *dy = context.output_gradient.data;
-  for_each_row(context.stream, rows, features_,
-               InputGradient{x, weight, dy, context.input_gradient.data, means, means + rows, features_,
-                             allow_tiles(features_, x, weight, dy, context.input_gradient.data)});
+  const float* const weight = context.weights[0];
+  with_types(context.input, context.output_gradient, [&]<typename X, typename Y>() {
+    const X* const x = values_of<X>(context.input);
+    const Y* const dy = values_of<Y>(context.output_gradient);
+    X* const dx = values_of<X>(context.input_gradient);
+    for_each_row(context.stream, rows, features_,
+                 InputGradient<X, Y>{x, weight, dy, dx, means, means + rows, features_,
+                                     allow_tiles(features_, x, weight, dy, dx)});
+  });
 }
 
 void LayerNorm::backward_weights(const BackwardContext& context) const {
   const std::int64_t rows = context.input.elements() / features_, chunks = chunks_of(rows);
   const auto* const means = reinterpret_cast<const float*>(context.stash);
-  const float *x = context.input.data, *dy = context.output_gradient.data;
   auto* const products = reinterpret_cast<float*>(context.workspace);
   float* const sums = products + chunks * features_;
-  const bool packs = allow_tiles(features_, x, dy, products, sums);
-  for_each_row(context.stream, chunks, features_,
-               ChunkSums{x, dy, means, means + rows, products, sums, rows, features_, packs});
-  for_each_row(context.stream, slabs_of(features_), chunks,
-               SumChunks{products, sums, context.gradients[0], context.gradients[1], chunks, features_,
-                         context.gradients.mode == GradientMode::kAdd, packs});
+  with_types(context.input, context.output_gradient, [&]<typename X, typename Y>() {
+    const X* const x = values_of<X>(context.input);
+    const Y* const dy = values_of<Y>(context.output_gradient);
+    for_each_row(context.stream, chunks, features_,
+                 ChunkSums<X, Y>{x, dy, means, means + rows, products, sums, rows, features_,
+                                 allow_tiles(features_, x, dy, products, sums)});
+  });
+  for_each_row(
+      context.stream, slabs_of(features_), chunks,
+      SumChunks{products, sums, context.gradients[0], context.gradients[1], chunks, features_,
+                context.gradients.mode == GradientMode::kAdd, allow_tiles(features_, products, sums)});
 }
 
 }  // namespace pipeoptim

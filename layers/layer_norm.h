@@ -17,6 +17,7 @@ class LayerNorm final : public Layer {
 
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;
+  ElementTypes choose_types(ElementTypes offered) override;
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;

@@ -31,6 +31,11 @@ std::vector<Parameter> Linear::parameters() const {
   return parameters;
 }
 
+ElementTypes Linear::choose_types(ElementTypes offered) {
+  types_ = product_types(precision_, offered);
+  return types_;
+}
+
 LayerPlan Linear::plan(Device device, int threads, const Shape& input) {
   const bool fits = (input.rank() == 2 || input.rank() == 3) && input.last() == in_ && input.elements() > 0;
   if (!fits) {
@@ -45,7 +50,8 @@ LayerPlan Linear::plan(Device device, int threads, const Shape& input) {
                           .out = out_,
                           .bias = options_.bias,
                           .activation = options_.activation,
-                          .precision = precision_});
+                          .precision = precision_,
+                          .types = types_});
   LayerPlan plan;
   plan.output = input;
   plan.output[input.rank() - 1] = out_;
@@ -53,7 +59,7 @@ LayerPlan Linear::plan(Device device, int threads, const Shape& input) {
   workspace.reserve(product_->workspace_bytes());
   plan.needs = Needs::kInput;
   if (options_.activation == Activation::kRelu) {
-    masked_ = workspace.reserve(static_cast<std::size_t>(rows * out_) * sizeof(float));
+    masked_ = workspace.reserve(tensor_bytes(plan.output, types_.output));
     plan.needs = Needs::kInputAndOutput;
   }
   plan.workspace_bytes = workspace.bytes();
@@ -66,34 +72,34 @@ LayerPlan Linear::plan(Device device, int threads, const Shape& input) {
 void Linear::forward(const ForwardContext& context) const {
   if (!product_) throw std::logic_error(describe() + ": run before plan()");
   product_->forward(context.stream,
-                    {.input = context.input.data,
+                    {.input = context.input.factor(),
                      .weights = context.weights.factor(0),
                      .bias = options_.bias == Bias::kYes ? context.weights[1] : nullptr,
-                     .output = context.output.data},
+                     .output = context.output.destination()},
                     context.workspace);
 }
 
 // The halves of backward may be far apart: each makes this anew.
-const float* Linear::gradient_before_activation(const BackwardContext& context) const {
-  if (options_.activation == Activation::kNone) return context.output_gradient.data;
-  float* const masked = reinterpret_cast<float*>(context.workspace + masked_);
-  relu_gradient(context.stream, context.output, context.output_gradient.data, masked);
+ConstTensor Linear::gradient_before_activation(const BackwardContext& context) const {
+  if (options_.activation == Activation::kNone) return context.output_gradient;
+  const Tensor masked = Tensor::at(context.workspace + masked_, types_.output, context.output_gradient.shape);
+  relu_gradient(context.stream, context.output, context.output_gradient, masked);
   return masked;
 }
 
-void Linear::run_input(const BackwardContext& context, const float* gradient) const {
-  if (!context.input_gradient.data) return;
+void Linear::run_input(const BackwardContext& context, const ConstTensor& gradient) const {
+  if (!context.input_gradient.there()) return;
   product_->backward_input(context.stream,
                            {.weights = context.weights.factor(0),
-                            .output_gradient = gradient,
-                            .input_gradient = context.input_gradient.data},
+                            .output_gradient = gradient.factor(),
+                            .input_gradient = context.input_gradient.destination()},
                            context.workspace);
 }
 
-void Linear::run_weights(const BackwardContext& context, const float* gradient, Workspace holds) const {
+void Linear::run_weights(const BackwardContext& context, const ConstTensor& gradient, Workspace holds) const {
   product_->backward_weights(context.stream,
-                             {.input = context.input.data,
-                              .output_gradient = gradient,
+                             {.input = context.input.factor(),
+                              .output_gradient = gradient.factor(),
                               .weight_gradient = context.gradients[0],
                               .bias_gradient = options_.bias == Bias::kYes ? context.gradients[1] : nullptr,
                               .mode = context.gradients.mode,
@@ -102,13 +108,13 @@ void Linear::run_weights(const BackwardContext& context, const float* gradient, 
 }
 
 void Linear::backward(const BackwardContext& context) const {
-  const float* const gradient = gradient_before_activation(context);
+  const ConstTensor gradient = gradient_before_activation(context);
   run_input(context, gradient);
   run_weights(context, gradient, after_input_gradient(context));
 }
 
 void Linear::backward_input(const BackwardContext& context) const {
-  if (context.input_gradient.data) run_input(context, gradient_before_activation(context));
+  if (context.input_gradient.there()) run_input(context, gradient_before_activation(context));
 }
 
 void Linear::backward_weights(const BackwardContext& context) const {

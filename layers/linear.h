@@ -33,6 +33,7 @@ class Linear final : public Layer {
 
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;  // weight [out, in], bias [out]
+  ElementTypes choose_types(ElementTypes offered) override;
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward(const BackwardContext& context) const override;
@@ -41,14 +42,15 @@ class Linear final : public Layer {
   void set_precision(MatrixPrecision precision) override { precision_ = precision; }
 
  private:
-  const float* gradient_before_activation(const BackwardContext& context) const;
-  void run_input(const BackwardContext& context, const float* gradient) const;
-  void run_weights(const BackwardContext& context, const float* gradient, Workspace holds) const;
+  ConstTensor gradient_before_activation(const BackwardContext& context) const;
+  void run_input(const BackwardContext& context, const ConstTensor& gradient) const;
+  void run_weights(const BackwardContext& context, const ConstTensor& gradient, Workspace holds) const;
 
   std::int64_t in_;
   std::int64_t out_;
   LinearOptions options_;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;
+  ElementTypes types_;
   std::unique_ptr<LinearPlan> product_;  // null before plan()
   std::size_t masked_ = 0;               // offset in the workspace, behind the product's
 };

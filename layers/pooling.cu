@@ -4,6 +4,7 @@
 #include "kernels/runtime/launch.h"
 #include "layers/pooling.h"
 #include "layers/tiles.h"
+#include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
@@ -62,9 +63,10 @@ struct Windows {
   }
 };
 
+template <typename T>
 struct MaxForward {
-  const float* x;
-  float* y;
+  const T* x;
+  T* y;
   std::int32_t* chosen;  // position of the maximum inside the record's plane
   Windows at;
 
@@ -74,7 +76,7 @@ struct MaxForward {
   }
   template <int kWidth>
   PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
-    const float* plane = x + here.record * at.height * at.width * at.channels + c;
+    const T* plane = x + here.record * at.height * at.width * at.channels + c;
     Pack<kWidth> best{};
     Pack<kWidth, std::int32_t> where{};
     bool first = true;
@@ -97,9 +99,10 @@ struct MaxForward {
 };
 
 // Gathers, so that no two teams write one place.
+template <typename T>
 struct MaxBackward {
-  const float* dy;
-  float* dx;
+  const T* dy;
+  T* dx;
   const std::int32_t* chosen;
   Windows at;
 
@@ -127,20 +130,21 @@ struct MaxBackward {
   }
 };
 
-template <int kWidth>
-PO_HD void add(Pack<kWidth>& to, const Tile<kWidth, float>& from, float factor) {
+template <int kWidth, typename Values>
+PO_HD void add(Pack<kWidth>& to, const Values& from, float factor) {
   for (int v = 0; v < kWidth; ++v) to.value[v] += from.value[v] * factor;
 }
-template <int kWidth>
-PO_HD Pack<kWidth> scaled(const float* values, float factor) {
+template <int kWidth, typename Values>
+PO_HD Pack<kWidth> scaled(const Values& from, float factor) {
   Pack<kWidth> out;
-  for (int v = 0; v < kWidth; ++v) out.value[v] = values[v] * factor;
+  for (int v = 0; v < kWidth; ++v) out.value[v] = from.value[v] * factor;
   return out;
 }
 
+template <typename T>
 struct AverageForward {
-  const float* x;
-  float* y;
+  const T* x;
+  T* y;
   Windows at;
 
   template <typename Team>
@@ -149,7 +153,7 @@ struct AverageForward {
   }
   template <int kWidth>
   PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
-    const float* plane = x + here.record * at.height * at.width * at.channels + c;
+    const T* plane = x + here.record * at.height * at.width * at.channels + c;
     Pack<kWidth> sum{};
     for (std::int64_t iy = at.begin(here.y); iy < at.end(here.y, at.height); ++iy) {
       for (std::int64_t ix = at.begin(here.x); ix < at.end(here.x, at.width); ++ix) {
@@ -157,13 +161,14 @@ struct AverageForward {
       }
     }
     const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
-    store_tile(y + here.index * at.channels + c, scaled<kWidth>(sum.value, share));
+    store_tile(y + here.index * at.channels + c, scaled<kWidth>(sum, share));
   }
 };
 
+template <typename T>
 struct AverageBackward {
-  const float* dy;
-  float* dx;
+  const T* dy;
+  T* dx;
   Windows at;
 
   template <typename Team>
@@ -186,10 +191,11 @@ struct AverageBackward {
   }
 };
 
+template <typename T>
 struct GlobalForward {
   using LongRows = void;
-  const float* x;
-  float* y;
+  const T* x;
+  T* y;
   std::int64_t pixels, channels;
   bool packs;
 
@@ -198,14 +204,15 @@ struct GlobalForward {
     sum_columns(team, row_slab(record, pixels, (record + 1) * pixels, channels), x, channels, packs,
                 [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
                   store_tile(y + record * channels + c,
-                             scaled<kWidth>(all.sum[0].value, 1.0F / static_cast<float>(pixels)));
+                             scaled<kWidth>(all.sum[0], 1.0F / static_cast<float>(pixels)));
                 });
   }
 };
 
+template <typename T>
 struct GlobalBackward {
-  const float* dy;
-  float* dx;
+  const T* dy;
+  T* dx;
   std::int64_t pixels, channels;
   bool packs;
 
@@ -213,22 +220,23 @@ struct GlobalBackward {
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
       const auto gradient = load_tile<kWidth>(dy + row / pixels * channels + c);
-      store_tile(dx + row * channels + c, scaled<kWidth>(gradient.value, 1.0F / static_cast<float>(pixels)));
+      store_tile(dx + row * channels + c, scaled<kWidth>(gradient, 1.0F / static_cast<float>(pixels)));
     });
   }
 };
 
 // Transposes each record's {rows, columns} matrix; both directions of Flatten.
+template <typename T>
 struct TransposeRecord {
-  const float* from;
-  float* to;
+  const T* from;
+  T* to;
   std::int32_t rows, columns;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t record, const Team& team) const {
     const std::int32_t elements = rows * columns;
-    const float* in = from + record * elements;
-    float* out = to + record * elements;
+    const T* in = from + record * elements;
+    T* out = to + record * elements;
 #if defined(__CUDA_ARCH__)
     for (std::int32_t i = team.rank(); i < elements; i += team.size())
       out[i] = in[i % rows * columns + i / rows];
@@ -241,12 +249,18 @@ struct TransposeRecord {
   }
 };
 
-void transpose_records(Stream& stream, const float* from, float* to, std::int64_t records, std::int64_t rows,
+void transpose_records(Stream& stream, const ConstTensor& from, const Tensor& to, std::int64_t rows,
                        std::int64_t columns) {
-  if (rows == 1 || columns == 1) return stream.copy(to, from, float_bytes(records * rows * columns));
-  for_each_row(
-      stream, records, rows * columns,
-      TransposeRecord{from, to, static_cast<std::int32_t>(rows), static_cast<std::int32_t>(columns)});
+  with_type_of(from, [&]<typename T>() {
+    const T* const in = values_of<T>(from);
+    T* const out = values_of<T>(to);
+    if (rows == 1 || columns == 1) {
+      return stream.copy(out, in, static_cast<std::size_t>(from.elements()) * sizeof(T));
+    }
+    for_each_row(
+        stream, from.shape[0], rows * columns,
+        TransposeRecord<T>{in, out, static_cast<std::int32_t>(rows), static_cast<std::int32_t>(columns)});
+  });
 }
 
 void require_image(const Shape& input, const std::string& layer) {
@@ -310,38 +324,46 @@ LayerPlan MaxPool2d::plan(Device, int, const Shape& input) {
   return plan;
 }
 void MaxPool2d::forward(const ForwardContext& context) const {
-  for_each_row(
-      context.stream, lines_of(context.output.shape), line_length(context.output.shape),
-      MaxForward{
-          context.input.data, context.output.data, reinterpret_cast<std::int32_t*>(context.stash),
-          windows_of(options_, context.input.shape, context.input.data, context.output.data, context.stash)});
+  with_type_of(context.input, [&]<typename T>() {
+    const T* const x = values_of<T>(context.input);
+    T* const y = values_of<T>(context.output);
+    for_each_row(context.stream, lines_of(context.output.shape), line_length(context.output.shape),
+                 MaxForward<T>{x, y, reinterpret_cast<std::int32_t*>(context.stash),
+                               windows_of(options_, context.input.shape, x, y, context.stash)});
+  });
 }
 void MaxPool2d::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
+  if (!context.input_gradient.there()) return;
   const Shape& input = context.input_gradient.shape;
-  for_each_row(context.stream, lines_of(input), line_length(input),
-               MaxBackward{context.output_gradient.data, context.input_gradient.data,
-                           reinterpret_cast<const std::int32_t*>(context.stash),
-                           windows_of(options_, input, context.output_gradient.data,
-                                      context.input_gradient.data, context.stash)});
+  with_type_of(context.output_gradient, [&]<typename T>() {
+    const T* const dy = values_of<T>(context.output_gradient);
+    T* const dx = values_of<T>(context.input_gradient);
+    for_each_row(context.stream, lines_of(input), line_length(input),
+                 MaxBackward<T>{dy, dx, reinterpret_cast<const std::int32_t*>(context.stash),
+                                windows_of(options_, input, dy, dx, context.stash)});
+  });
 }
 
 AvgPool2d::AvgPool2d(PoolOptions options) : options_(options) { check(options, "average pool"); }
 std::string AvgPool2d::describe() const { return text("average pool", options_); }
 LayerPlan AvgPool2d::plan(Device, int, const Shape& input) { return pool_plan(options_, input, describe()); }
 void AvgPool2d::forward(const ForwardContext& context) const {
-  for_each_row(
-      context.stream, lines_of(context.output.shape), line_length(context.output.shape),
-      AverageForward{context.input.data, context.output.data,
-                     windows_of(options_, context.input.shape, context.input.data, context.output.data)});
+  with_type_of(context.input, [&]<typename T>() {
+    const T* const x = values_of<T>(context.input);
+    T* const y = values_of<T>(context.output);
+    for_each_row(context.stream, lines_of(context.output.shape), line_length(context.output.shape),
+                 AverageForward<T>{x, y, windows_of(options_, context.input.shape, x, y)});
+  });
 }
 void AvgPool2d::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
+  if (!context.input_gradient.there()) return;
   const Shape& input = context.input_gradient.shape;
-  for_each_row(context.stream, lines_of(input), line_length(input),
-               AverageBackward{
-                   context.output_gradient.data, context.input_gradient.data,
-                   windows_of(options_, input, context.output_gradient.data, context.input_gradient.data)});
+  with_type_of(context.output_gradient, [&]<typename T>() {
+    const T* const dy = values_of<T>(context.output_gradient);
+    T* const dx = values_of<T>(context.input_gradient);
+    for_each_row(context.stream, lines_of(input), line_length(input),
+                 AverageBackward<T>{dy, dx, windows_of(options_, input, dy, dx)});
+  });
 }
 
 LayerPlan GlobalAvgPool::plan(Device, int, const Shape& input) {
@@ -354,17 +376,22 @@ LayerPlan GlobalAvgPool::plan(Device, int, const Shape& input) {
 }
 void GlobalAvgPool::forward(const ForwardContext& context) const {
   const Shape& input = context.input.shape;
-  for_each_row(context.stream, input[0], input[3],
-               GlobalForward{context.input.data, context.output.data, input[1] * input[2], input[3],
-                             allow_tiles(input[3], context.input.data, context.output.data)});
+  with_type_of(context.input, [&]<typename T>() {
+    const T* const x = values_of<T>(context.input);
+    T* const y = values_of<T>(context.output);
+    for_each_row(context.stream, input[0], input[3],
+                 GlobalForward<T>{x, y, input[1] * input[2], input[3], allow_tiles(input[3], x, y)});
+  });
 }
 void GlobalAvgPool::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
+  if (!context.input_gradient.there()) return;
   const Shape& input = context.input_gradient.shape;
-  for_each_row(
-      context.stream, pixels_of(input), input[3],
-      GlobalBackward{context.output_gradient.data, context.input_gradient.data, input[1] * input[2], input[3],
-                     allow_tiles(input[3], context.output_gradient.data, context.input_gradient.data)});
+  with_type_of(context.output_gradient, [&]<typename T>() {
+    const T* const dy = values_of<T>(context.output_gradient);
+    T* const dx = values_of<T>(context.input_gradient);
+    for_each_row(context.stream, pixels_of(input), input[3],
+                 GlobalBackward<T>{dy, dx, input[1] * input[2], input[3], allow_tiles(input[3], dy, dx)});
+  });
 }
 
 LayerPlan Flatten::plan(Device, int, const Shape& input) {
@@ -379,14 +406,14 @@ LayerPlan Flatten::plan(Device, int, const Shape& input) {
 }
 void Flatten::forward(const ForwardContext& context) const {
   const std::int64_t channels = context.input.shape.last();
-  transpose_records(context.stream, context.input.data, context.output.data, context.input.shape[0],
-                    context.output.shape[1] / channels, channels);
+  transpose_records(context.stream, context.input, context.output, context.output.shape[1] / channels,
+                    channels);
 }
 void Flatten::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.data) return;
+  if (!context.input_gradient.there()) return;
   const Shape& input = context.input_gradient.shape;
-  transpose_records(context.stream, context.output_gradient.data, context.input_gradient.data, input[0],
-                    input.last(), input.elements() / input[0] / input.last());
+  transpose_records(context.stream, context.output_gradient, context.input_gradient, input.last(),
+                    input.elements() / input[0] / input.last());
 }
 
 }  // namespace pipeoptim

@@ -19,6 +19,7 @@ class MaxPool2d final : public Layer {
  public:
   explicit MaxPool2d(PoolOptions options = {});
   std::string describe() const override;
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -32,6 +33,7 @@ class AvgPool2d final : public Layer {
  public:
   explicit AvgPool2d(PoolOptions options = {});
   std::string describe() const override;
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -44,6 +46,7 @@ class AvgPool2d final : public Layer {
 class GlobalAvgPool final : public Layer {
  public:
   std::string describe() const override { return "global average pool"; }
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -54,6 +57,7 @@ class GlobalAvgPool final : public Layer {
 class Flatten final : public Layer {
  public:
   std::string describe() const override { return "flatten"; }
+  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;

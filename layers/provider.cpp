@@ -71,15 +71,29 @@ void gemm_batched(Stream& stream, const Gemm& product, const GemmBatch& batch) {
   detail::host_gemm(stream, filled, batch);
 }
 
+ElementTypes product_types(MatrixPrecision precision, ElementTypes offered) {
+  return precision == MatrixPrecision::kBf16 ? offered : ElementTypes{};
+}
+
 std::string describe(const LinearSpec& spec) {
   return "linear " + std::to_string(spec.rows) + " x " + std::to_string(spec.in) + " -> " +
          std::to_string(spec.out);
 }
 
+namespace {
+
+void check_types(MatrixPrecision precision, const ElementTypes& types, const std::string& what) {
+  if (precision == MatrixPrecision::kBf16 || types == ElementTypes{}) return;
+  throw std::invalid_argument(what + ": only products in bf16 have tensors in bf16");
+}
+
+}  // namespace
+
 std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const LinearSpec& spec) {
   if (spec.rows < 1 || spec.in < 1 || spec.out < 1) {
     throw std::invalid_argument(describe(spec) + ": all extents must be positive");
   }
+  check_types(spec.precision, spec.types, describe(spec));
   if (device.backend == Backend::kCuda) return detail::make_cuda_linear(device, spec);
   return detail::make_host_linear(threads, spec);
 }
@@ -124,6 +138,7 @@ double convolution_flops(const ConvolutionSpec& spec) {
 
 std::unique_ptr<ConvolutionPlan> make_convolution(Device device, int threads, const ConvolutionSpec& spec) {
   convolution_output(spec);  // throws where the spec is wrong
+  check_types(spec.precision, spec.types, describe(spec));
   if (device.backend == Backend::kCuda) return detail::make_cuda_convolution(device, spec);
   return detail::make_host_convolution(threads, spec);
 }

@@ -73,7 +73,11 @@ struct LinearSpec {
   Bias bias = Bias::kNo;
   Activation activation = Activation::kNone;
   MatrixPrecision precision = MatrixPrecision::kFp32;
+  ElementTypes types = {};  // of x and y, and of their gradients
 };
+
+// The types that tensors of products have of those that are offered: any in bf16, else fp32.
+ElementTypes product_types(MatrixPrecision precision, ElementTypes offered);
 
 // For messages: "linear 128 x 784 -> 1024".
 std::string describe(const LinearSpec& spec);
@@ -87,25 +91,26 @@ enum class Workspace {
 
 // For the weight gradient of a layer whose input gradient has just been asked for.
 inline Workspace after_input_gradient(const BackwardContext& context) {
-  return context.input_gradient.data ? Workspace::kOfInputGradient : Workspace::kUndefined;
+  return context.input_gradient.there() ? Workspace::kOfInputGradient : Workspace::kUndefined;
 }
 
-// Weights are given rounded only to plans of kBf16; the others throw std::invalid_argument.
+// Tensors are of the spec's types. Weights are given rounded only to plans of kBf16; the others throw
+// std::invalid_argument.
 struct LinearForward {
-  const float* input = nullptr;
+  Factor input = {};
   Factor weights = {};
   const float* bias = nullptr;  // null exactly where the spec has none
-  float* output = nullptr;
+  Destination output = {};
 };
 // Output gradients are those in front of the activation.
 struct LinearBackwardInput {
   Factor weights = {};
-  const float* output_gradient = nullptr;
-  float* input_gradient = nullptr;
+  Factor output_gradient = {};
+  Destination input_gradient = {};
 };
 struct LinearBackwardWeights {
-  const float* input = nullptr;
-  const float* output_gradient = nullptr;
+  Factor input = {};
+  Factor output_gradient = {};
   float* weight_gradient = nullptr;
   float* bias_gradient = nullptr;  // null exactly where the spec has none
   GradientMode mode = GradientMode::kStore;
@@ -126,8 +131,8 @@ class LinearPlan {
                                 std::byte* workspace) const = 0;
 };
 
-// Throws std::invalid_argument where extents are not positive, DeviceError where the device does not multiply
-// in the precision of the spec.
+// Throws std::invalid_argument where extents are not positive or a tensor is in bf16 in another precision
+// than that, DeviceError where the device does not multiply in the precision of the spec.
 std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const LinearSpec& spec);
 
 // A convolution of an NHWC input with square kernels. Weights are stored [out, kh, kw, in/groups].
@@ -141,6 +146,7 @@ struct ConvolutionSpec {
   std::int64_t groups = 1;
   bool bias = false;  // whether forward adds one value per output channel
   MatrixPrecision precision = MatrixPrecision::kFp32;
+  ElementTypes types = {};  // of input and output, and of their gradients
 };
 
 // For messages: extents, geometry, groups.
@@ -153,19 +159,19 @@ std::int64_t convolution_weights(const ConvolutionSpec& spec);
 double convolution_flops(const ConvolutionSpec& spec);
 
 struct ConvolutionForward {
-  const float* input = nullptr;
+  Factor input = {};
   Factor weights = {};          // rounded only for plans of kBf16, as above
   const float* bias = nullptr;  // null exactly where the spec has none
-  float* output = nullptr;
+  Destination output = {};
 };
 struct ConvolutionBackwardData {
   Factor weights = {};
-  const float* output_gradient = nullptr;
-  float* input_gradient = nullptr;
+  Factor output_gradient = {};
+  Destination input_gradient = {};
 };
 struct ConvolutionBackwardWeights {
-  const float* input = nullptr;
-  const float* output_gradient = nullptr;
+  Factor input = {};
+  Factor output_gradient = {};
   float* weight_gradient = nullptr;
   GradientMode mode = GradientMode::kStore;
   Workspace workspace = Workspace::kUndefined;

@@ -7,6 +7,7 @@
 #include "layers/activation.h"
 #include "layers/elementwise.h"
 #include "layers/residual.h"
+#include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
@@ -53,13 +54,22 @@ int Residual::random_layers() const {
   return body_.random_layers() + (shortcut_ ? shortcut_->random_layers() : 0);
 }
 
-LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
-  body_.set_backward_split(split_);
+// Without a shortcut the input is added as it is.
+ElementTypes Residual::choose_types(ElementTypes offered) {
   body_.set_precision(precision_);
-  if (shortcut_) {
-    shortcut_->set_backward_split(split_);
-    shortcut_->set_precision(precision_);
+  if (shortcut_) shortcut_->set_precision(precision_);
+  for (types_ = offered;;) {
+    const ElementTypes before = types_;
+    types_ = body_.choose_types(types_);
+    types_ = shortcut_ ? shortcut_->choose_types(types_) : same_types(types_);
+    if (types_ == before) return types_;
   }
+}
+
+LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
+  choose_types(types_);
+  body_.set_backward_split(split_);
+  if (shortcut_) shortcut_->set_backward_split(split_);
   body_plan_ = body_.plan(device, threads, input);
   shortcut_plan_ = {};
   shortcut_plan_.output = input;
@@ -70,7 +80,7 @@ LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
                                 input.to_string() + ", the shortcut " + shortcut_plan_.output.to_string());
   }
   const bool relu = activation_ == FinalActivation::kRelu;
-  const std::size_t output_bytes = float_bytes(body_plan_.output.elements());
+  const std::size_t output_bytes = tensor_bytes(body_plan_.output, types_.output);
   ArenaPlan stash;
   ArenaPlan workspace;
   stash.reserve(body_plan_.stash_bytes);
@@ -81,7 +91,7 @@ LayerPlan Residual::plan(Device device, int threads, const Shape& input) {
   shortcut_output_ = (shortcut_output_kept_ ? stash : workspace).reserve(shortcut_ ? output_bytes : 0);
   gradient_in_stash_ = relu && split_ == BackwardSplit::kSplit;
   sum_gradient_ = (gradient_in_stash_ ? stash : workspace).reserve(relu ? output_bytes : 0);
-  branch_gradient_ = workspace.reserve(shortcut_ ? float_bytes(input.elements()) : 0);
+  branch_gradient_ = workspace.reserve(shortcut_ ? tensor_bytes(input, types_.input) : 0);
   branch_workspace_ = workspace.reserve(std::max(body_plan_.workspace_bytes, shortcut_plan_.workspace_bytes));
 
   LayerPlan plan;
@@ -103,22 +113,30 @@ void Residual::forward(const ForwardContext& context) const {
   branch.workspace = context.workspace + branch_workspace_;
   branch.weights = context.weights.slice(0, body_parameters_);
   branch.states = context.states.first(body_states_);
-  float* const body = body_output_kept_ ? floats_at(context.stash, body_output_) : context.output.data;
-  branch.output = {body, body_plan_.output};
+  if (body_output_kept_) branch.output = output_at(context.stash, body_output_);
+  const ConstTensor body = branch.output;
   body_.forward(branch);
-  const float* other = context.input.data;
+  ConstTensor other = context.input;
   if (shortcut_) {
     branch.weights = context.weights.slice(body_parameters_);
     branch.states = context.states.subspan(body_states_);
     branch.stash = context.stash + shortcut_stash_;
-    branch.output = {floats_at(shortcut_output_kept_ ? context.stash : context.workspace, shortcut_output_),
-                     body_plan_.output};
+    branch.output = output_at(shortcut_output_kept_ ? context.stash : context.workspace, shortcut_output_);
     branch.random.layer += static_cast<std::uint64_t>(body_.random_layers());
     shortcut_->forward(branch);
-    other = branch.output.data;
+    other = branch.output;
   }
-  for_each(context.stream, context.output.elements(),
-           Map2<ActivatedSum>{body, other, context.output.data, {activation_ == FinalActivation::kRelu}});
+  with_type_of(body, [&]<typename T>() {
+    for_each(context.stream, body.elements(),
+             Map2<ActivatedSum, T>{values_of<T>(body),
+                                   values_of<T>(other),
+                                   values_of<T>(context.output),
+                                   {activation_ == FinalActivation::kRelu}});
+  });
+}
+
+Tensor Residual::output_at(std::byte* memory, std::size_t offset) const {
+  return Tensor::at(memory + offset, types_.output, body_plan_.output);
 }
 
 void Residual::run_backward(const BackwardContext& context, Half half) const {
@@ -131,31 +149,33 @@ void Residual::run_backward(const BackwardContext& context, Half half) const {
   BackwardContext branch = context;
   branch.workspace = context.workspace + branch_workspace_;
   if (activation_ == FinalActivation::kRelu) {
-    float* gradient = floats_at(gradient_in_stash_ ? context.stash : context.workspace, sum_gradient_);
-    if (first_half) {
-      relu_gradient(context.stream, context.output, context.output_gradient.data, gradient);
-    }
-    branch.output_gradient = ConstTensor(gradient, context.output_gradient.shape);
+    const Tensor gradient = output_at(gradient_in_stash_ ? context.stash : context.workspace, sum_gradient_);
+    if (first_half) relu_gradient(context.stream, context.output, context.output_gradient, gradient);
+    branch.output_gradient = gradient;
   }
   branch.weights = context.weights.slice(0, body_parameters_);
   branch.gradients.pointers = context.gradients.pointers.first(body_parameters_);
-  branch.output.data = body_output_kept_ ? floats_at(context.stash, body_output_) : nullptr;
+  branch.output = {};
+  if (body_output_kept_) branch.output = output_at(context.stash, body_output_);
   run(body_, branch);
 
-  const float* other = branch.output_gradient.data;
+  ConstTensor other = branch.output_gradient;
   if (shortcut_) {
     branch.weights = context.weights.slice(body_parameters_);
     branch.gradients.pointers = context.gradients.pointers.subspan(body_parameters_);
-    branch.output.data = shortcut_output_kept_ ? floats_at(context.stash, shortcut_output_) : nullptr;
+    branch.output = {};
+    if (shortcut_output_kept_) branch.output = output_at(context.stash, shortcut_output_);
     branch.stash = context.stash + shortcut_stash_;
     branch.random.layer += static_cast<std::uint64_t>(body_.random_layers());
-    float* gradient = floats_at(context.workspace, branch_gradient_);
-    branch.input_gradient.data = context.input_gradient.data ? gradient : nullptr;
+    if (context.input_gradient.there()) {
+      branch.input_gradient =
+          Tensor::at(context.workspace + branch_gradient_, types_.input, context.input_gradient.shape);
+    }
     run(*shortcut_, branch);
-    other = gradient;
+    other = branch.input_gradient;
   }
-  if (!first_half || !context.input_gradient.data) return;
-  accumulate(context.stream, context.input_gradient.elements(), other, context.input_gradient.data);
+  if (!first_half || !context.input_gradient.there()) return;
+  accumulate(context.stream, other, context.input_gradient);
 }
 
 void Residual::backward(const BackwardContext& context) const {

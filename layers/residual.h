@@ -21,6 +21,7 @@ class Residual final : public Layer {
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;
   std::vector<State> states() const override;
+  ElementTypes choose_types(ElementTypes offered) override;
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward(const BackwardContext& context) const override;
@@ -32,10 +33,12 @@ class Residual final : public Layer {
 
  private:
   enum class Half { kBoth, kInput, kWeights };
+  Tensor output_at(std::byte* memory, std::size_t offset) const;
   void run_backward(const BackwardContext& context, Half half) const;
 
   BackwardSplit split_ = BackwardSplit::kJoined;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;
+  ElementTypes types_;
   FinalActivation activation_;
   Sequence body_;
   std::unique_ptr<Sequence> shortcut_;  // null: identity

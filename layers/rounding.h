@@ -17,8 +17,9 @@ namespace pipeoptim {
 void round_to_bf16(Stream& stream, std::int64_t count, const float* values, Bf16* rounded);
 void widen_bf16(Stream& stream, std::int64_t count, const Bf16* values, float* widened);
 
-// The weights of a plan whose factors are fp32. Throws std::invalid_argument where they are not.
-const float* fp32_weights(const Factor& weights);
+// The values of a factor or a result that is fp32. Throws std::invalid_argument where it is not.
+const float* fp32_values(const Factor& factor);
+float* fp32_values(const Destination& result);
 
 // How many values each factor of a map with weights has, its gradients likewise.
 struct FactorCounts {
@@ -27,15 +28,15 @@ struct FactorCounts {
   std::int64_t output = 0;
 };
 
-// Their places in the workspace of a plan of kBf16. Each call gives a factor in bf16, and enqueues its
-// rounding where there is no copy yet.
+// Places in the workspace of a plan of kBf16 for those that may be given in fp32. Each call gives a factor in
+// bf16, and enqueues its rounding where there is no copy yet.
 class RoundedFactors {
  public:
-  RoundedFactors(const FactorCounts& counts, ArenaPlan& workspace);
+  RoundedFactors(const FactorCounts& counts, const ElementTypes& types, ArenaPlan& workspace);
 
-  const Bf16* input(Stream& stream, const float* values, std::byte* workspace) const;
+  const Bf16* input(Stream& stream, const Factor& values, std::byte* workspace) const;
   const Bf16* weights(Stream& stream, const Factor& weights, std::byte* workspace) const;
-  const Bf16* output_gradient(Stream& stream, const float* values, Workspace holds,
+  const Bf16* output_gradient(Stream& stream, const Factor& values, Workspace holds,
                               std::byte* workspace) const;
 
  private:
@@ -47,11 +48,12 @@ class RoundedFactors {
 // given.
 class PlanFactors {
  public:
-  PlanFactors(MatrixPrecision precision, const FactorCounts& counts, ArenaPlan& workspace);
+  PlanFactors(MatrixPrecision precision, const FactorCounts& counts, const ElementTypes& types,
+              ArenaPlan& workspace);
 
-  const void* input(Stream& stream, const float* values, std::byte* workspace) const;
+  const void* input(Stream& stream, const Factor& values, std::byte* workspace) const;
   const void* weights(Stream& stream, const Factor& weights, std::byte* workspace) const;
-  const void* output_gradient(Stream& stream, const float* values, Workspace holds,
+  const void* output_gradient(Stream& stream, const Factor& values, Workspace holds,
                               std::byte* workspace) const;
 
  private:

@@ -7,12 +7,13 @@
 namespace pipeoptim {
 namespace {
 
-std::size_t bytes_of(const Shape& shape) {
-  return static_cast<std::size_t>(shape.elements()) * sizeof(float);
-}
-
 std::string joined(const std::string& prefix, const std::string& name) {
   return prefix.empty() ? name : prefix + "." + name;
+}
+
+// The same memory, to be handed on as what nobody writes.
+Tensor unprotected(const ConstTensor& tensor) {
+  return {const_cast<float*>(tensor.data), tensor.shape, const_cast<Bf16*>(tensor.rounded)};
 }
 
 template <typename Range>
@@ -21,6 +22,27 @@ Range slice(const Range& all, std::size_t first, std::size_t count) {
 }
 
 }  // namespace
+
+std::vector<ElementType> agree_on_types(std::span<Layer* const> layers, MatrixPrecision precision,
+                                        ElementTypes ends) {
+  const bool rounds = precision == MatrixPrecision::kBf16;
+  std::vector<ElementType> types(layers.size() + 1, rounds ? ElementType::kBf16 : ElementType::kFp32);
+  types.front() = ends.input;
+  types.back() = ends.output;
+  for (Layer* const layer : layers) layer->set_precision(precision);
+  // Types only ever go from bf16 to fp32, so this ends.
+  for (bool agreed = false; !agreed;) {
+    agreed = true;
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      const ElementTypes offered{types[i], types[i + 1]};
+      const ElementTypes chosen = layers[i]->choose_types(offered);
+      agreed = agreed && chosen == offered;
+      types[i] = chosen.input;
+      types[i + 1] = chosen.output;
+    }
+  }
+  return types;
+}
 
 Sequence::Sequence(std::vector<NamedLayer> layers, BackwardSplit split) : split_(split) {
   if (layers.empty()) throw std::invalid_argument("a sequence needs at least one layer");
@@ -69,8 +91,18 @@ int Sequence::random_layers() const {
   return static_cast<int>(shares_.back().random_layer) + children_.back().layer->random_layers();
 }
 
+ElementTypes Sequence::choose_types(ElementTypes offered) {
+  std::vector<Layer*> layers;
+  for (const Child& child : children_) layers.push_back(child.layer.get());
+  const std::vector<ElementType> types = agree_on_types(layers, precision_, offered);
+  boundaries_.assign(types.size(), {});
+  for (std::size_t i = 0; i < types.size(); ++i) boundaries_[i].type = types[i];
+  types_ = {types.front(), types.back()};
+  return types_;
+}
+
 LayerPlan Sequence::plan(Device device, int threads, const Shape& input) {
-  boundaries_.assign(children_.size() + 1, {});
+  choose_types(types_);
   boundaries_[0].shape = input;
   LayerPlan plan;
   std::size_t child_workspace = 0;
@@ -78,7 +110,6 @@ LayerPlan Sequence::plan(Device device, int threads, const Shape& input) {
   for (std::size_t i = 0; i < children_.size(); ++i) {
     Child& child = children_[i];
     child.layer->set_backward_split(split_);
-    child.layer->set_precision(precision_);
     try {
       child.plan = child.layer->plan(device, threads, boundaries_[i].shape);
     } catch (const std::invalid_argument& error) {
@@ -127,7 +158,7 @@ void Sequence::place_activations(ArenaPlan& stash, ArenaPlan& workspace) {
   // run that ends in the output lies there.
   std::size_t scratch = 0;  // each transient piece takes one of two regions of the largest size
   for (std::size_t i = 1; i < last; ++i) {
-    if (!boundaries_[i].kept) scratch = std::max(scratch, bytes_of(boundaries_[i].shape));
+    if (!boundaries_[i].kept) scratch = std::max(scratch, boundaries_[i].bytes());
   }
   std::size_t regions[2] = {0, 0};
   bool regions_reserved = false;
@@ -142,7 +173,7 @@ void Sequence::place_activations(ArenaPlan& stash, ArenaPlan& workspace) {
       first.home = Home::kOutput;
     } else if (kept) {
       first.home = Home::kStash;
-      first.offset = stash.reserve(bytes_of(first.shape));
+      first.offset = stash.reserve(first.bytes());
     } else {
       if (!regions_reserved) {
         regions[0] = workspace.reserve(scratch);
@@ -166,7 +197,7 @@ void Sequence::place_gradients(ArenaPlan& stash, ArenaPlan& workspace) {
   boundaries_[0].gradient_home = Home::kInput;
   boundaries_[last].gradient_home = Home::kOutput;
   std::size_t scratch = 0;
-  for (std::size_t i = 1; i < last; ++i) scratch = std::max(scratch, bytes_of(boundaries_[i].shape));
+  for (std::size_t i = 1; i < last; ++i) scratch = std::max(scratch, boundaries_[i].bytes());
   const bool split = split_ == BackwardSplit::kSplit;
   std::size_t regions[2] = {0, 0};
   if (!split && last > 1) {
@@ -185,30 +216,30 @@ void Sequence::place_gradients(ArenaPlan& stash, ArenaPlan& workspace) {
       continue;
     }
     here.gradient_home = split ? Home::kStash : Home::kWorkspace;
-    here.gradient_offset = split ? stash.reserve(bytes_of(here.shape)) : regions[turn];
+    here.gradient_offset = split ? stash.reserve(here.bytes()) : regions[turn];
     turn = 1 - turn;
   }
 }
 
-float* Sequence::value(const Boundary& boundary, float* input, float* output, std::byte* stash,
-                       std::byte* workspace) const {
+Tensor Sequence::value(const Boundary& boundary, const Tensor& input, const Tensor& output, std::byte* stash,
+                       std::byte* workspace) {
   switch (boundary.home) {
     case Home::kInput:
-      return input;
-    case Home::kOutput:
-      return output;
+      return {input.data, boundary.shape, input.rounded};
+    case Home::kOutput:  // also of boundaries whose memory is the output's
+      return {output.data, boundary.shape, output.rounded};
     case Home::kStash:
-      return reinterpret_cast<float*>(stash + boundary.offset);
+      return Tensor::at(stash + boundary.offset, boundary.type, boundary.shape);
     case Home::kWorkspace:
-      return reinterpret_cast<float*>(workspace + boundary.offset);
+      return Tensor::at(workspace + boundary.offset, boundary.type, boundary.shape);
   }
   throw std::logic_error("a boundary without a home");
 }
 
 void Sequence::forward(const ForwardContext& context) const {
-  float* const input = const_cast<float*>(context.input.data);  // only read: no child writes boundary 0
+  const Tensor input = unprotected(context.input);  // only read: no child writes boundary 0
   const auto at = [&](std::size_t i) {
-    return value(boundaries_[i], input, context.output.data, context.stash, context.workspace);
+    return value(boundaries_[i], input, context.output, context.stash, context.workspace);
   };
   for (std::size_t i = 0; i < children_.size(); ++i) {
     const Share& share = shares_[i];
@@ -217,8 +248,8 @@ void Sequence::forward(const ForwardContext& context) const {
     children_[i].layer->forward({.stream = context.stream,
                                  .weights = context.weights.slice(share.first_parameter, share.parameters),
                                  .states = slice(context.states, share.first_state, share.states),
-                                 .input = ConstTensor(at(i), boundaries_[i].shape),
-                                 .output = {at(i + 1), boundaries_[i + 1].shape},
+                                 .input = at(i),
+                                 .output = at(i + 1),
                                  .stash = context.stash + share.stash_offset,
                                  .workspace = context.workspace + child_workspace_,
                                  .mode = context.mode,
@@ -226,16 +257,16 @@ void Sequence::forward(const ForwardContext& context) const {
   }
 }
 
-float* Sequence::gradient(const Boundary& boundary, const BackwardContext& context) const {
+Tensor Sequence::gradient(const Boundary& boundary, const BackwardContext& context) {
   switch (boundary.gradient_home) {
     case Home::kInput:
-      return context.input_gradient.data;
+      return context.input_gradient;
     case Home::kOutput:
-      return const_cast<float*>(context.output_gradient.data);  // in-place layers never write it: see plan
+      return unprotected(context.output_gradient);  // in-place layers never write it: see plan
     case Home::kStash:
-      return reinterpret_cast<float*>(context.stash + boundary.gradient_offset);
+      return Tensor::at(context.stash + boundary.gradient_offset, boundary.type, boundary.shape);
     case Home::kWorkspace:
-      return reinterpret_cast<float*>(context.workspace + boundary.gradient_offset);
+      return Tensor::at(context.workspace + boundary.gradient_offset, boundary.type, boundary.shape);
   }
   throw std::logic_error("a gradient without a home");
 }
@@ -243,10 +274,10 @@ float* Sequence::gradient(const Boundary& boundary, const BackwardContext& conte
 BackwardContext Sequence::child_context(std::size_t i, const BackwardContext& context) const {
   const Share& share = shares_[i];
   const LayerPlan& plan = children_[i].plan;
-  float* const input = const_cast<float*>(context.input.data);
-  float* const output = const_cast<float*>(context.output.data);
-  const auto at = [&](std::size_t boundary) {
-    return value(boundaries_[boundary], input, output, context.stash, context.workspace);
+  const Tensor input = unprotected(context.input), output = unprotected(context.output);
+  const auto at = [&](std::size_t boundary, bool needed) {
+    if (!needed) return ConstTensor(nullptr, boundaries_[boundary].shape);
+    return ConstTensor(value(boundaries_[boundary], input, output, context.stash, context.workspace));
   };
   RandomKey random = context.random;
   random.layer += share.random_layer;
@@ -255,10 +286,10 @@ BackwardContext Sequence::child_context(std::size_t i, const BackwardContext& co
   return {.stream = context.stream,
           .weights = context.weights.slice(share.first_parameter, share.parameters),
           .gradients = gradients,
-          .input = ConstTensor(needs_input(plan.needs) ? at(i) : nullptr, boundaries_[i].shape),
-          .output = ConstTensor(needs_output(plan.needs) ? at(i + 1) : nullptr, boundaries_[i + 1].shape),
-          .output_gradient = ConstTensor(gradient(boundaries_[i + 1], context), boundaries_[i + 1].shape),
-          .input_gradient = {gradient(boundaries_[i], context), boundaries_[i].shape},
+          .input = at(i, needs_input(plan.needs)),
+          .output = at(i + 1, needs_output(plan.needs)),
+          .output_gradient = gradient(boundaries_[i + 1], context),
+          .input_gradient = gradient(boundaries_[i], context),
           .stash = context.stash + share.stash_offset,
           .workspace = context.workspace + child_workspace_,
           .random = random};

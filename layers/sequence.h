@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,12 @@
 #include "layers/layer.h"
 
 namespace pipeoptim {
+
+// The types at the boundaries of a chain of layers, `ends` at most at its ends: bf16 where products are in
+// bf16 and the layers on both sides can. Boundary i lies in front of layer i. Tells the layers their
+// precision and types.
+std::vector<ElementType> agree_on_types(std::span<Layer* const> layers, MatrixPrecision precision,
+                                        ElementTypes ends);
 
 // Boundary i lies between layer i-1 and layer i; boundary 0 is the input, the last one the output (both the
 // caller's). An inner boundary is kept in the stash when a neighbour's backward needs it, else it lies in the
@@ -26,6 +33,7 @@ class Sequence final : public Layer {
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;
   std::vector<State> states() const override;
+  ElementTypes choose_types(ElementTypes offered) override;
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -41,11 +49,13 @@ class Sequence final : public Layer {
   enum class Home { kInput, kOutput, kStash, kWorkspace };
   struct Boundary {
     Shape shape;
+    ElementType type = ElementType::kFp32;
     Home home = Home::kWorkspace;
     std::size_t offset = 0;  // bytes, in the stash or the workspace
     bool kept = false;       // survives until backward
     Home gradient_home = Home::kWorkspace;
     std::size_t gradient_offset = 0;
+    std::size_t bytes() const { return tensor_bytes(shape, type); }
   };
   // A child's share of the sequence's lists.
   struct Share {
@@ -58,14 +68,15 @@ class Sequence final : public Layer {
   void place_activations(ArenaPlan& stash, ArenaPlan& workspace);
   void place_gradients(ArenaPlan& stash, ArenaPlan& workspace);
   bool output_shares_input(std::size_t child) const;
-  float* value(const Boundary& boundary, float* input, float* output, std::byte* stash,
-               std::byte* workspace) const;
-  float* gradient(const Boundary& boundary, const BackwardContext& context) const;
+  static Tensor value(const Boundary& boundary, const Tensor& input, const Tensor& output, std::byte* stash,
+                      std::byte* workspace);
+  static Tensor gradient(const Boundary& boundary, const BackwardContext& context);
   BackwardContext child_context(std::size_t child, const BackwardContext& context) const;
 
   std::vector<Child> children_;
   BackwardSplit split_;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;
+  ElementTypes types_;
   std::vector<Boundary> boundaries_;
   std::vector<Share> shares_;
   std::size_t child_workspace_ = 0;  // offset of the children's common workspace

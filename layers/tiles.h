@@ -1,6 +1,6 @@
 // Neighbouring channels of a row that a member of a team holds at once. On CUDA these are 4, moved by
-// accesses of 16 bytes, where all rows start at multiples of that, else 1; on the host as many as fill vector
-// registers.
+// accesses of 16 bytes (8 of bf16), where all rows start at multiples of that, else 1; on the host as many as
+// fill vector registers.
 #pragma once
 
 #ifndef PIPEOPTIM_KERNEL_FILE
@@ -15,7 +15,7 @@
 
 namespace pipeoptim {
 
-// Whether rows of `channels` values allow accesses of 16 bytes in these arrays; for the device's
+// Whether rows of `channels` values allow accesses of 4 values in these arrays; for the device's
 // for_each_tile.
 template <typename... Pointers>
 bool allow_tiles(std::int64_t channels, Pointers... arrays) {
@@ -129,24 +129,32 @@ PO_HD void sum_rows(const Team& team, const Slab& slab, Packs packs, const Terms
 #endif
 }
 
-// Values to be read once as tile.value[v]: on CUDA in registers, on the host in their array, which is what
-// its compiler makes vector code of.
+// Values to be read once as tile.value[v], those of bf16 as fp32: on CUDA in registers, on the host in their
+// array, which is what its compiler makes vector code of.
 #if defined(__CUDA_ARCH__)
 template <int kWidth, typename T>
-using Tile = Pack<kWidth, T>;
+using Tile = Pack<kWidth, std::conditional_t<std::is_same_v<T, Bf16>, float, T>>;
 #else
+struct WidenedValues {
+  const Bf16* from;
+  float operator[](int v) const { return to_float(from[v]); }
+};
 template <int, typename T>
 struct Tile {
-  const T* value;
+  std::conditional_t<std::is_same_v<T, Bf16>, WidenedValues, const T*> value;
 };
 #endif
 
 template <int kWidth, typename T>
 PO_HD Tile<kWidth, T> load_tile(const T* from) {
-#if defined(__CUDA_ARCH__)
-  return load_pack<kWidth>(from);
+#if !defined(__CUDA_ARCH__)
+  return {{from}};
 #else
-  return {from};
+  if constexpr (std::is_same_v<T, Bf16>) {
+    return load_floats<kWidth>(from);
+  } else {
+    return load_pack<kWidth>(from);
+  }
 #endif
 }
 
@@ -156,6 +164,14 @@ PO_HD void store_tile(T* to, const Pack<kWidth, T>& tile) {
   store_pack(to, tile);
 #else
   for (int v = 0; v < kWidth; ++v) to[v] = tile.value[v];
+#endif
+}
+template <int kWidth>
+PO_HD void store_tile(Bf16* to, const Pack<kWidth>& tile) {
+#if defined(__CUDA_ARCH__)
+  store_floats(to, tile);
+#else
+  for (int v = 0; v < kWidth; ++v) to[v] = to_bf16(tile.value[v]);
 #endif
 }
 
@@ -188,9 +204,9 @@ struct Sums {
 };
 
 // As sum_rows, of the columns of dense rows.
-template <typename Team, typename Store>
-PO_HD void sum_columns(const Team& team, const Slab& slab, const float* values, std::int64_t columns,
-                       bool packs, const Store& store) {
+template <typename Team, typename T, typename Store>
+PO_HD void sum_columns(const Team& team, const Slab& slab, const T* values, std::int64_t columns, bool packs,
+                       const Store& store) {
   sum_rows<Sums<1>::Of>(
       team, slab, packs,
       [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {

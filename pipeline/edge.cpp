@@ -28,15 +28,11 @@ class Ends {
     return at(activation_ ? lane(to_).input_ready : lane(to_).gradient_ready, slot);
   }
 
-  float* source(std::int32_t slot) const {
+  Tensor source(std::int32_t slot) const {
     return activation_ ? stage(from_).output(slot) : stage(from_).input_gradient(slot);
   }
-  float* target(std::int32_t slot) const {
+  Tensor target(std::int32_t slot) const {
     return activation_ ? stage(to_).input(slot) : stage(to_).output_gradient(slot);
-  }
-  std::size_t elements() const {
-    const Shape& shape = activation_ ? stage(to_).input_shape() : stage(to_).output_shape();
-    return static_cast<std::size_t>(shape.elements());
   }
 
  private:
@@ -72,7 +68,8 @@ class LocalEdge final : public Edge {
     stream.wait(ends_.filled(from));
     stream.wait(ends_.free(instruction.slot));
     recorder.begin_span(ends_.to(), ends_.stream_id(), instruction);
-    stream.copy(ends_.target(instruction.slot), ends_.source(from), ends_.elements() * sizeof(float));
+    const Tensor target = ends_.target(instruction.slot);
+    stream.copy(target.memory(), ends_.source(from).memory(), target.bytes());
     recorder.end_span(ends_.to(), ends_.stream_id());
     stream.record(ends_.arrived(instruction.slot));
     stream.record(ends_.consumed(from));
@@ -107,7 +104,8 @@ class RemoteEdge final : public Edge {
 
   void send(const Instruction& instruction, PassRecorder&) override {
     departures_->wait(ends_.filled(instruction.slot));
-    links_.send(link_, *departures_, ends_.source(instruction.slot), ends_.elements());
+    const Tensor source = ends_.source(instruction.slot);
+    links_.send(link_, *departures_, source.memory(), source.bytes());
     departures_->record(ends_.consumed(instruction.slot));
   }
 
@@ -115,7 +113,8 @@ class RemoteEdge final : public Edge {
     Stream& stream = ends_.arrival_stream();
     stream.wait(ends_.free(instruction.slot));
     recorder.begin_span(ends_.to(), ends_.stream_id(), instruction);
-    links_.receive(link_, stream, ends_.target(instruction.slot), ends_.elements());
+    const Tensor target = ends_.target(instruction.slot);
+    links_.receive(link_, stream, target.memory(), target.bytes());
     recorder.end_span(ends_.to(), ends_.stream_id());
     stream.record(ends_.arrived(instruction.slot));
   }

@@ -74,6 +74,13 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   gaps = schedule.gaps;
   Shape shape = input;
   std::uint64_t random_layer = 0;
+  // Of the whole model, so that results do not depend on where it is cut.
+  std::vector<Layer*> model;
+  for (const auto& stage : layers) {
+    for (const NamedLayer& named : stage) model.push_back(named.layer.get());
+  }
+  const std::vector<ElementType> types = agree_on_types(model, config.device, config.precision, {});
+  std::size_t first_layer = 0;
   for (int k = 0; k < depth; ++k) {
     const auto index = static_cast<std::size_t>(k);
     const int worker = schedule.worker_of(k);
@@ -86,6 +93,8 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
     options.split = splits_backward(schedule.stages[index]) ? BackwardSplit::kSplit : BackwardSplit::kJoined;
     options.precision = config.precision;
     options.input = shape;
+    options.types = {types[first_layer], types[first_layer + layers[index].size()]};
+    first_layer += layers[index].size();
     options.slots = schedule.slots[index];
     options.version_slots = schedule.version_slots[index];
     options.predicted_slots = schedule.predicted_slots[index];

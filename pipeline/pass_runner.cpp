@@ -163,7 +163,7 @@ class PassRunner {
     Stream& stream = here.streams[kActivations];
     stream.wait(here.slot_free[instruction.slot]);
     recorder_.begin_span(0, kActivations, instruction);
-    stream.copy(stage(0).input(instruction.slot), batch_.inputs + part * core_.input.elements(),
+    stream.copy(stage(0).input(instruction.slot).data, batch_.inputs + part * core_.input.elements(),
                 static_cast<std::size_t>(core_.input.elements()) * sizeof(float));
     recorder_.end_span(0, kActivations);
     stream.record(here.input_ready[instruction.slot]);
@@ -250,13 +250,12 @@ class PassRunner {
     const std::int64_t entry = ring(instruction.microbatch);
     const auto result = static_cast<std::size_t>(issued_results_ % kResultRing);
     if (issued_results_ - taken_results_ == kResultRing) wait_for_result();
-    const Shape& shape = stage(k).output_shape();
-    float* gradient = mode_ == Mode::kTraining ? stage(k).output_gradient(instruction.slot) : nullptr;
+    const bool trains = mode_ == Mode::kTraining;
     stream.wait(core_.label_ready[static_cast<std::size_t>(entry)]);
     core_.loss->run({.stream = stream,
-                     .logits = ConstTensor(stage(k).output(instruction.slot), shape),
+                     .logits = stage(k).output(instruction.slot),
                      .labels = core_.labels.data() + entry * core_.microbatch_labels(),
-                     .logits_gradient = {gradient, shape},
+                     .logits_gradient = trains ? stage(k).output_gradient(instruction.slot) : Tensor{},
                      .loss_sum = core_.loss_sums.data() + result,
                      .correct = core_.correct.data() + result,
                      .scale = 1.0F / static_cast<float>(core_.minibatch_labels()),

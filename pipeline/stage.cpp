@@ -36,14 +36,19 @@ void multiply(Stream& stream, const MatrixProduct& product) {
 Stage::Stage(StageOptions options, std::vector<NamedLayer> layers) : options_(std::move(options)) {
   layers_ = std::make_unique<Sequence>(std::move(layers), options_.split);
   layers_->set_precision(options_.precision);
+  if (!(layers_->choose_types(options_.types) == options_.types)) {
+    throw std::logic_error("stage " + std::to_string(options_.index) + ": its layers have other types");
+  }
   plan_ = layers_->plan(options_.device, options_.threads, options_.input);
   place_tensors();
 
   ArenaPlan slot;
-  input_offset_ = slot.reserve(float_bytes(options_.input.elements()));
-  output_offset_ = slot.reserve(float_bytes(plan_.output.elements()));
-  input_gradient_offset_ = slot.reserve(options_.index == 0 ? 0 : float_bytes(options_.input.elements()));
-  output_gradient_offset_ = slot.reserve(float_bytes(plan_.output.elements()));
+  const std::size_t in = tensor_bytes(options_.input, options_.types.input),
+                    out = tensor_bytes(plan_.output, options_.types.output);
+  input_offset_ = slot.reserve(in);
+  output_offset_ = slot.reserve(out);
+  input_gradient_offset_ = slot.reserve(options_.index == 0 ? 0 : in);
+  output_gradient_offset_ = slot.reserve(out);
   stash_offset_ = slot.reserve(plan_.stash_bytes);
   slot_bytes_ = slot.bytes();
 }
@@ -183,9 +188,9 @@ void Stage::forward(Stream& stream, const Pass& pass) const {
   layers_->forward({.stream = stream,
                     .weights = {weights.values, weights.rounded},
                     .states = state_pointers_,
-                    .input = ConstTensor(input(pass.slot), options_.input),
-                    .output = {output(pass.slot), plan_.output},
-                    .stash = slot_memory<std::byte>(pass.slot, stash_offset_),
+                    .input = input(pass.slot),
+                    .output = output(pass.slot),
+                    .stash = slot_memory(pass.slot, stash_offset_),
                     .workspace = workspace_.data(),
                     .mode = pass.mode,
                     .random = {options_.seed, pass.microbatch, options_.first_random_layer}});
@@ -193,17 +198,17 @@ void Stage::forward(Stream& stream, const Pass& pass) const {
 
 void Stage::backward(Stream& stream, const Pass& pass, Part part) const {
   const Pointers& weights = pointers(pass);
-  const BackwardContext context{
-      .stream = stream,
-      .weights = {weights.values, weights.rounded},
-      .gradients = {gradient_pointers_, pass.gradients},
-      .input = ConstTensor(input(pass.slot), options_.input),
-      .output = ConstTensor(output(pass.slot), plan_.output),
-      .output_gradient = ConstTensor(output_gradient(pass.slot), plan_.output),
-      .input_gradient = {pass.wants_input_gradient ? input_gradient(pass.slot) : nullptr, options_.input},
-      .stash = slot_memory<std::byte>(pass.slot, stash_offset_),
-      .workspace = workspace_.data(),
-      .random = {options_.seed, pass.microbatch, options_.first_random_layer}};
+  const BackwardContext context{.stream = stream,
+                                .weights = {weights.values, weights.rounded},
+                                .gradients = {gradient_pointers_, pass.gradients},
+                                .input = input(pass.slot),
+                                .output = output(pass.slot),
+                                .output_gradient = output_gradient(pass.slot),
+                                .input_gradient = pass.wants_input_gradient ? input_gradient(pass.slot)
+                                                                            : Tensor{nullptr, options_.input},
+                                .stash = slot_memory(pass.slot, stash_offset_),
+                                .workspace = workspace_.data(),
+                                .random = {options_.seed, pass.microbatch, options_.first_random_layer}};
   switch (part) {
     case Part::kBoth:
       return layers_->backward(context);

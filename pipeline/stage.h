@@ -32,6 +32,7 @@ struct StageOptions {
   BackwardSplit split = BackwardSplit::kJoined;
   MatrixPrecision precision = MatrixPrecision::kFp32;
   Shape input;              // of one micro-batch
+  ElementTypes types = {};  // of what comes in and goes out, and of their gradients
   int slots = 1;            // micro-batches in flight
   int version_slots = 0;    // extra full weight copies
   int predicted_slots = 0;  // predicted copies
@@ -60,10 +61,14 @@ class Stage {
   StageMemory memory() const;
 
   // Buffers of one activation slot.
-  float* input(int slot) const { return slot_memory<float>(slot, input_offset_); }
-  float* output(int slot) const { return slot_memory<float>(slot, output_offset_); }
-  float* input_gradient(int slot) const { return slot_memory<float>(slot, input_gradient_offset_); }
-  float* output_gradient(int slot) const { return slot_memory<float>(slot, output_gradient_offset_); }
+  Tensor input(int slot) const { return tensor(slot, input_offset_, options_.types.input, options_.input); }
+  Tensor output(int slot) const { return tensor(slot, output_offset_, options_.types.output, plan_.output); }
+  Tensor input_gradient(int slot) const {
+    return tensor(slot, input_gradient_offset_, options_.types.input, options_.input);
+  }
+  Tensor output_gradient(int slot) const {
+    return tensor(slot, output_gradient_offset_, options_.types.output, plan_.output);
+  }
 
   float* weights() const { return weights_.data(); }
   float* state_values() const { return state_values_.data(); }
@@ -89,9 +94,11 @@ class Stage {
   void stash_weights(Stream& stream, int version_slot);
 
  private:
-  template <typename T>
-  T* slot_memory(int slot, std::size_t offset) const {
-    return reinterpret_cast<T*>(slots_.data() + static_cast<std::size_t>(slot) * slot_bytes_ + offset);
+  std::byte* slot_memory(int slot, std::size_t offset) const {
+    return slots_.data() + static_cast<std::size_t>(slot) * slot_bytes_ + offset;
+  }
+  Tensor tensor(int slot, std::size_t offset, ElementType type, const Shape& shape) const {
+    return Tensor::at(slot_memory(slot, offset), type, shape);
   }
   // The parameters' values in one copy of the weights. `rounded` is empty, or has those that are bf16; they
   // are null in `values`.

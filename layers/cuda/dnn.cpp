@@ -72,12 +72,22 @@ struct Form {
   Result result = Result::kFp32;
 };
 
+// The type that a direction's result is stored in.
+ElementType stored_type(const ConvolutionSpec& spec, Direction direction) {
+  if (direction == Direction::kBackwardWeights) return ElementType::kFp32;
+  return direction == Direction::kForward ? spec.types.output : spec.types.input;
+}
+
 // From the one that leaves nothing on. Of bf16 factors cuDNN may have a product only in bf16.
 std::vector<Form> forms(const ConvolutionSpec& spec, Direction direction) {
+  const bool stores_bf16 = stored_type(spec, direction) == ElementType::kBf16;
+  const Result result = stores_bf16 ? Result::kBf16 : Result::kFp32;
   std::vector<Form> forms;
-  if (spec.bias && direction == Direction::kForward) forms.push_back({.bias = BiasAdd::kFused});
-  forms.push_back({});
-  if (spec.precision == MatrixPrecision::kBf16) forms.push_back({.result = Result::kBf16});
+  if (spec.bias && direction == Direction::kForward) {
+    forms.push_back({.bias = BiasAdd::kFused, .result = result});
+  }
+  forms.push_back({.result = result});
+  if (spec.precision == MatrixPrecision::kBf16 && !stores_bf16) forms.push_back({.result = Result::kBf16});
   return forms;
 }
 
@@ -86,7 +96,8 @@ class PlannedDirection {
  public:
   // Takes the first form that cuDNN has a plan for.
   PlannedDirection(cudnnHandle_t handle, const ConvolutionSpec& spec, Direction direction)
-      : name_(std::string("cuDNN, ") + name(direction) + " of the " + describe(spec)) {
+      : stored_(stored_type(spec, direction)),
+        name_(std::string("cuDNN, ") + name(direction) + " of the " + describe(spec)) {
     for (const Kernels kernels : {Kernels::kDeterministic, Kernels::kAny}) {
       for (const Form& form : forms(spec, direction)) {
         plan_ = plan_graph(handle, spec,
@@ -108,6 +119,8 @@ class PlannedDirection {
 
   std::size_t workspace_bytes() const { return plan_.workspace_bytes; }
   const Form& form() const { return form_; }
+  // Whether it makes in bf16 what is stored in fp32.
+  bool narrows() const { return form_.result == Result::kBf16 && stored_ == ElementType::kFp32; }
 
   // Tensors in the order input, weights, output, bias.
   void run(Stream& stream, const PlanAddresses& addresses) {
@@ -118,6 +131,7 @@ class PlannedDirection {
   }
 
  private:
+  ElementType stored_;
   std::string name_;  // for messages
   GraphPlan plan_;
   Form form_;
@@ -136,7 +150,7 @@ class CudaConvolution final : public ConvolutionPlan {
         forward_(handle_.get(), spec, Direction::kForward),
         backward_data_(handle_.get(), spec, Direction::kBackwardData),
         backward_weights_(handle_.get(), spec, Direction::kBackwardWeights),
-        factors_(spec.precision, counts_, workspace_) {
+        factors_(spec.precision, counts_, spec.types, workspace_) {
     behind_ = workspace_.reserve(std::max(
         {forward_.workspace_bytes(), backward_data_.workspace_bytes(), backward_weights_.workspace_bytes()}));
     narrow_ = workspace_.reserve(
@@ -189,17 +203,16 @@ class CudaConvolution final : public ConvolutionPlan {
   }
 
  private:
-  static bool narrows(const PlannedDirection& direction) { return direction.form().result == Result::kBf16; }
   static std::size_t narrow_bytes(const PlannedDirection& direction, std::int64_t count) {
-    return narrows(direction) ? static_cast<std::size_t>(count) * sizeof(Bf16) : 0;
+    return direction.narrows() ? static_cast<std::size_t>(count) * sizeof(Bf16) : 0;
   }
 
-  // Where the plan writes what belongs into `values`, and the way from there.
-  void* result_of(const PlannedDirection& direction, float* values, std::byte* workspace) const {
-    return narrows(direction) ? static_cast<void*>(workspace + narrow_) : values;
+  // Where the plan writes what is to be stored, and the way from there.
+  void* result_of(const PlannedDirection& direction, const Destination& to, std::byte* workspace) const {
+    return direction.narrows() ? workspace + narrow_ : to.memory();
   }
-  static void finish(Stream& stream, const void* result, float* values, std::int64_t count) {
-    if (result != values) widen_bf16(stream, count, static_cast<const Bf16*>(result), values);
+  static void finish(Stream& stream, const void* result, const Destination& to, std::int64_t count) {
+    if (result != to.memory()) widen_bf16(stream, count, static_cast<const Bf16*>(result), to.values);
   }
 
   bool has_bias_;

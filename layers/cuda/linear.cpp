@@ -1,6 +1,7 @@
 // Linear maps on CUDA: cuBLASLt, with bias and activation in forward's epilogue and the bias gradient in that
-// of the weights' gradient. With kBf16 factors are bf16 and all results fp32; the bias gradient is a sum of
-// what was not rounded, which is a kernel of ours.
+// of the weights' gradient. With kBf16 factors are bf16, as are results that are stored in it; the library
+// wants the bias of those in bf16, too. The bias gradient is then a sum of what is given, by a kernel of
+// ours.
 //
 // cuBLASLt is column-major and sees our matrices transposed: x is in x rows, W is in x out, y is out x rows.
 #include <cublasLt.h>
@@ -86,14 +87,15 @@ class Product {
     set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSA, operands.operation_a);
     set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSB, operands.operation_b);
     set(descriptor_, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+    set(descriptor_, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, operands.d.type);
     choose(handle, what, operands);
   }
 
   std::size_t workspace_bytes() const { return chosen_.workspaceSize; }
 
-  // The bias, or where its gradient goes, is null where the epilogue has none.
-  void run(cublasLtHandle_t handle, const Stream& stream, const void* a, const void* b, float* d,
-           GradientMode mode, const float* bias, std::byte* workspace) const {
+  // The bias, or where its gradient goes, is of d's type, and null where the epilogue has none.
+  void run(cublasLtHandle_t handle, const Stream& stream, const void* a, const void* b, void* d,
+           GradientMode mode, const void* bias, std::byte* workspace) const {
     const float alpha = 1, beta = mode == GradientMode::kAdd ? 1.0F : 0.0F;
     if (bias != nullptr) set(descriptor_, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     check(cublasLtMatmul(handle, descriptor_.get(), &alpha, a, a_.get(), b, b_.get(), &beta, d, d_.get(), d,
@@ -135,6 +137,8 @@ cublasLtEpilogue_t forward_epilogue(const LinearSpec& spec) {
   return spec.activation == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_DEFAULT;
 }
 
+cudaDataType_t cuda_type(ElementType type) { return type == ElementType::kBf16 ? CUDA_R_16BF : CUDA_R_32F; }
+
 // The matrices of a linear map, as factors and as results.
 class Matrices {
  public:
@@ -142,14 +146,16 @@ class Matrices {
       : spec_(spec), factor_(spec.precision == MatrixPrecision::kBf16 ? CUDA_R_16BF : CUDA_R_32F) {}
 
   Product forward(cublasLtHandle_t handle) const {
-    return make(handle, " forward",
-                {weights(factor_), CUBLAS_OP_T, input(factor_), CUBLAS_OP_N, output(CUDA_R_32F)},
-                forward_epilogue(spec_));
+    return make(
+        handle, " forward",
+        {weights(factor_), CUBLAS_OP_T, input(factor_), CUBLAS_OP_N, output(cuda_type(spec_.types.output))},
+        forward_epilogue(spec_));
   }
   Product backward_input(cublasLtHandle_t handle) const {
-    return make(handle, " backward input",
-                {weights(factor_), CUBLAS_OP_N, output(factor_), CUBLAS_OP_N, input(CUDA_R_32F)},
-                CUBLASLT_EPILOGUE_DEFAULT);
+    return make(
+        handle, " backward input",
+        {weights(factor_), CUBLAS_OP_N, output(factor_), CUBLAS_OP_N, input(cuda_type(spec_.types.input))},
+        CUBLASLT_EPILOGUE_DEFAULT);
   }
   Product backward_weights(cublasLtHandle_t handle, cublasLtEpilogue_t epilogue) const {
     return make(handle, " backward weights",
@@ -188,12 +194,12 @@ class CudaLinear final : public LinearPlan {
         factors_(
             spec.precision,
             {.input = spec.rows * spec.in, .weights = spec.in * spec.out, .output = spec.rows * spec.out},
-            workspace_),
+            spec.types, workspace_),
         behind_(workspace_.reserve(std::max(
             {forward_.workspace_bytes(), input_.workspace_bytes(), weights_.workspace_bytes(),
              sums_bias_ == BiasSum::kOfKernel ? bias_gradient_workspace({spec.rows, spec.out}) : 0}))),
-        staged_bias_(
-            workspace_.reserve(sums_bias_ == BiasSum::kOfProduct ? float_bytes(spec.out) : std::size_t{0})) {}
+        staged_bias_(workspace_.reserve(
+            sums_bias_ == BiasSum::kOfProduct || rounds_bias() ? float_bytes(spec.out) : std::size_t{0})) {}
 
   std::size_t workspace_bytes() const override { return workspace_.bytes(); }
 
@@ -201,8 +207,8 @@ class CudaLinear final : public LinearPlan {
     const DeviceGuard current(stream.device());
     const void* const input = factors_.input(stream, operands.input, workspace);
     const void* const weights = factors_.weights(stream, operands.weights, workspace);
-    forward_.run(handle_.get(), stream, weights, input, operands.output, GradientMode::kStore, operands.bias,
-                 workspace + behind_);
+    forward_.run(handle_.get(), stream, weights, input, operands.output.memory(), GradientMode::kStore,
+                 bias_of(stream, operands.bias, workspace), workspace + behind_);
   }
 
   void backward_input(Stream& stream, const LinearBackwardInput& operands,
@@ -211,8 +217,8 @@ class CudaLinear final : public LinearPlan {
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
     const void* const weights = factors_.weights(stream, operands.weights, workspace);
-    input_.run(handle_.get(), stream, weights, gradient, operands.input_gradient, GradientMode::kStore,
-               nullptr, workspace + behind_);
+    input_.run(handle_.get(), stream, weights, gradient, operands.input_gradient.memory(),
+               GradientMode::kStore, nullptr, workspace + behind_);
   }
 
   void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
@@ -237,7 +243,16 @@ class CudaLinear final : public LinearPlan {
   }
 
  private:
-  // Who sums the bias gradient: in bf16 a kernel, from what was not rounded.
+  // Whether forward's epilogue wants a bias in bf16.
+  bool rounds_bias() const { return spec_.bias == Bias::kYes && spec_.types.output == ElementType::kBf16; }
+  const void* bias_of(Stream& stream, const float* bias, std::byte* workspace) const {
+    if (!rounds_bias()) return bias;
+    auto* const rounded = reinterpret_cast<Bf16*>(workspace + staged_bias_);
+    round_to_bf16(stream, spec_.out, bias, rounded);
+    return rounded;
+  }
+
+  // Who sums the bias gradient: in bf16 a kernel.
   enum class BiasSum { kNone, kOfProduct, kOfKernel };
 
   LinearSpec spec_;
@@ -246,7 +261,7 @@ class CudaLinear final : public LinearPlan {
   Product forward_, input_, weights_;
   ArenaPlan workspace_;
   PlanFactors factors_;
-  // Offsets: of the products' memory, of a bias gradient that is to be added.
+  // Offsets: of the products' memory, of a bias gradient that is to be added or of a bias in bf16.
   std::size_t behind_, staged_bias_;
 };
 

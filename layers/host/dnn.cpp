@@ -1,8 +1,8 @@
 // Convolutions on the host. Activations stay NHWC, for which oneDNN has vectorized kernels in all three
 // directions (on AVX2 within 5 to 20 % of its own blocked formats, which would cost a reorder of every
 // activation). Weights are reordered from the arena's [out, kh, kw, in/groups] in every call: they change
-// with every update, and are small beside the activations. Factors in bf16 are rounded into the workspace
-// first.
+// with every update, and are small beside the activations. Factors of bf16 that are given in fp32 are rounded
+// into the workspace first.
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -72,16 +72,17 @@ class HostConvolution final : public ConvolutionPlan {
                  {.input = spec.input.elements(),
                   .weights = convolution_weights(spec),
                   .output = convolution_output(spec).elements()},
-                 workspace_) {
+                 spec.types, workspace_) {
     const bool rounds = spec.precision == MatrixPrecision::kBf16;
     if (rounds) require_bf16();
     const PlanningThreads guard(threads);
     const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
     const Type factor = rounds ? Type::bf16 : Type::f32;
-    const Layouts forward(spec, {factor, factor, Type::f32});
+    const Type input = dnnl_type(spec.types.input), output = dnnl_type(spec.types.output);
+    const Layouts forward(spec, {factor, factor, output});
     const auto hint = describe_forward(engine, forward.asked, forward.geometry);
     make_forward(engine, forward, hint);
-    make_backward_data(engine, Layouts(spec, {Type::f32, factor, factor}), hint);
+    make_backward_data(engine, Layouts(spec, {input, factor, factor}), hint);
     make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);
     behind_ = workspace_.reserve(
         std::max({forward_->workspace_bytes(), data_->workspace_bytes(), weights_->workspace_bytes()}));
@@ -96,7 +97,7 @@ class HostConvolution final : public ConvolutionPlan {
     }
     execute(stream, *forward_,
             {factors_.input(stream, operands.input, workspace),
-             factors_.weights(stream, operands.weights, workspace), operands.output, operands.bias},
+             factors_.weights(stream, operands.weights, workspace), operands.output.memory(), operands.bias},
             workspace);
   }
 
@@ -105,9 +106,10 @@ class HostConvolution final : public ConvolutionPlan {
     require_threads("convolution", threads_, stream);
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
-    execute(stream, *data_,
-            {factors_.weights(stream, operands.weights, workspace), gradient, operands.input_gradient},
-            workspace);
+    execute(
+        stream, *data_,
+        {factors_.weights(stream, operands.weights, workspace), gradient, operands.input_gradient.memory()},
+        workspace);
   }
 
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,

@@ -41,7 +41,7 @@ class ForwardProduct {
         .input = matrix(factors, spec.rows, spec.in),
         .weights = transposed(factors, spec.in, spec.out),
         .bias = spec.bias == Bias::kYes ? matrix(Type::f32, 1, spec.out) : memory::desc(),
-        .output = matrix(Type::f32, spec.rows, spec.out)};
+        .output = matrix(dnnl_type(spec.types.output), spec.rows, spec.out)};
     dnnl::post_ops epilogue;
     if (spec.activation == Activation::kRelu) append_relu(epilogue);
     const auto chosen = describe_matmul(engine, memory, epilogue);
@@ -58,8 +58,8 @@ class ForwardProduct {
   void run(Stream& stream, const void* input, const void* weights, const LinearForward& operands,
            std::byte* workspace) {
     stream.submit([primitive = &*primitive_, input, weights, operands, workspace] {
-      void* const pointers[] = {const_cast<void*>(input), const_cast<void*>(weights), operands.output,
-                                const_cast<float*>(operands.bias)};
+      void* const pointers[] = {const_cast<void*>(input), const_cast<void*>(weights),
+                                operands.output.memory(), const_cast<float*>(operands.bias)};
       primitive->execute(pointers, workspace);
     });
   }
@@ -83,16 +83,16 @@ class HostLinear final : public LinearPlan {
 
   void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override {
     require_threads("linear", threads_, stream);
-    forward_->run(stream, operands.input, fp32_weights(operands.weights), operands, workspace);
+    forward_->run(stream, fp32_values(operands.input), fp32_values(operands.weights), operands, workspace);
   }
 
   void backward_input(Stream& stream, const LinearBackwardInput& operands, std::byte*) const override {
     gemm(stream, {.rows = spec_.rows,
                   .columns = spec_.in,
                   .inner = spec_.out,
-                  .a = operands.output_gradient,
-                  .b = fp32_weights(operands.weights),
-                  .c = operands.input_gradient});
+                  .a = fp32_values(operands.output_gradient),
+                  .b = fp32_values(operands.weights),
+                  .c = fp32_values(operands.input_gradient)});
   }
 
   void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
@@ -101,8 +101,8 @@ class HostLinear final : public LinearPlan {
                   .rows = spec_.out,
                   .columns = spec_.in,
                   .inner = spec_.rows,
-                  .a = operands.output_gradient,
-                  .b = operands.input,
+                  .a = fp32_values(operands.output_gradient),
+                  .b = fp32_values(operands.input),
                   .c = operands.weight_gradient,
                   .beta = operands.mode == GradientMode::kAdd ? 1.0F : 0.0F});
     if (operands.bias_gradient == nullptr) return;
@@ -117,7 +117,7 @@ class HostLinear final : public LinearPlan {
   mutable std::optional<ForwardProduct> forward_;
 };
 
-// A product of two bf16 matrices, stored or added to fp32.
+// A product of two bf16 matrices, stored in either type or added to fp32.
 class Bf16Product {
  public:
   // `a` and `b` as they lie, and as oneDNN may have them.
@@ -140,7 +140,7 @@ class Bf16Product {
 
   std::size_t workspace_bytes() const { return primitive_->workspace_bytes(); }
 
-  void run(Stream& stream, const Bf16* a, const Bf16* b, float* product, std::byte* workspace) {
+  void run(Stream& stream, const Bf16* a, const Bf16* b, void* product, std::byte* workspace) {
     stream.submit([primitive = &*primitive_, a, b, product, workspace] {
       void* const pointers[] = {const_cast<Bf16*>(a), const_cast<Bf16*>(b), product};
       primitive->execute(pointers, workspace);
@@ -151,8 +151,8 @@ class Bf16Product {
   std::optional<StagedPrimitive> primitive_;
 };
 
-// Factors are rounded into the workspace, the products' own memory lies behind them. The bias gradient is the
-// sum of what was not rounded.
+// Factors that are given in fp32 are rounded into the workspace, the products' own memory lies behind them.
+// The bias gradient is the sum of what is given.
 class HostBf16Linear final : public LinearPlan {
  public:
   HostBf16Linear(int threads, const LinearSpec& spec)
@@ -160,7 +160,7 @@ class HostBf16Linear final : public LinearPlan {
         spec_(spec),
         rounded_(
             {.input = spec.rows * spec.in, .weights = spec.in * spec.out, .output = spec.rows * spec.out},
-            workspace_) {
+            spec.types, workspace_) {
     require_bf16();
     const PlanningThreads guard(threads);
     const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
@@ -168,7 +168,7 @@ class HostBf16Linear final : public LinearPlan {
     forward_.emplace(engine, spec, Type::bf16);
     const memory::desc gradient = matrix(Type::bf16, rows, out), weights = matrix(Type::bf16, out, in);
     input_.emplace(engine, Bf16Product::Factors{gradient, weights, gradient, weights},
-                   matrix(Type::f32, rows, in), GradientMode::kStore);
+                   matrix(dnnl_type(spec.types.input), rows, in), GradientMode::kStore);
     // The transpose of what lies row by row: oneDNN multiplies its own layouts up to twice as fast (768 x
     // 2048 x 256), a reorder costs a tenth of that.
     const Bf16Product::Factors of_weights{transposed(Type::bf16, out, rows), matrix(Type::bf16, rows, in),
@@ -195,7 +195,7 @@ class HostBf16Linear final : public LinearPlan {
     const Bf16* const gradient =
         rounded_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
     const Bf16* const weights = rounded_.weights(stream, operands.weights, workspace);
-    input_->run(stream, gradient, weights, operands.input_gradient, workspace + behind_);
+    input_->run(stream, gradient, weights, operands.input_gradient.memory(), workspace + behind_);
   }
 
   void backward_weights(Stream& stream, const LinearBackwardWeights& operands,

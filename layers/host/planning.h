@@ -10,6 +10,7 @@
 
 #include "kernels/runtime/error.h"
 #include "kernels/runtime/stream.h"
+#include "layers/tensor.h"
 
 namespace pipeoptim::host {
 
@@ -30,6 +31,10 @@ inline void require_threads(const char* operation, int planned, const Stream& st
     throw std::logic_error(std::string(operation) + " planned for " + std::to_string(planned) +
                            " threads, run on " + std::to_string(stream.threads()));
   }
+}
+
+inline dnnl::memory::data_type dnnl_type(ElementType type) {
+  return type == ElementType::kBf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
 }
 
 // oneDNN multiplies bf16 with AVX-512, where the processor has no instructions for it, by way of fp32.

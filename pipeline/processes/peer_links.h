@@ -24,9 +24,9 @@ class PeerLinks {
  public:
   virtual ~PeerLinks() = default;
   // Stream-ordered; both return at once. The n-th send of a link meets the n-th receive at its other end,
-  // of as many elements. Each link has one stream at each end. Throw DeviceError when the group has failed.
-  virtual void send(Link link, Stream& stream, const float* values, std::size_t elements) = 0;
-  virtual void receive(Link link, Stream& stream, float* values, std::size_t elements) = 0;
+  // of as many bytes. Each link has one stream at each end. Throw DeviceError when the group has failed.
+  virtual void send(Link link, Stream& stream, const void* values, std::size_t bytes) = 0;
+  virtual void receive(Link link, Stream& stream, void* values, std::size_t bytes) = 0;
   // Throws DeviceError when some process has failed.
   virtual void throw_if_failed() = 0;
   // Ends what is under way, with any values. For after a failure.

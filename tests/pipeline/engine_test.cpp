@@ -13,6 +13,7 @@
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/error.h"
 #include "pipeline/methods.h"
+#include "tests/support/bf16.h"
 #include "tests/support/small_mlp.h"
 #include "tests/support/tolerances.h"
 
@@ -205,6 +206,20 @@ TEST(Oracles, SynchronousMethodsAgree) {
       }
     }
   }
+}
+
+// What is stored in bf16 does not depend on where the model is cut.
+TEST(Oracles, CutsChangeNothingInBf16) {
+  if (!multiplies_bf16(Device::host())) GTEST_SKIP() << "no bf16";
+  const SmallMlp mlp;
+  const auto losses = [&](int depth) {
+    EngineConfig config = config_for("gpipe", "adamw");
+    config.precision = MatrixPrecision::kBf16;
+    RandomBatches batches(kSteps, mlp.records, mlp.widths.front(), mlp.widths.back());
+    return train_losses(*mlp.engine(depth, config), batches, kSteps, 0.01F);
+  };
+  const auto expected = losses(1);
+  for (const int depth : {2, 3, 4, 8}) EXPECT_EQ(losses(depth), expected) << "D = " << depth;
 }
 
 // Threads and streams change nothing: the asynchronous engine equals the one that runs everything in the

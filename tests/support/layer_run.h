@@ -15,6 +15,7 @@
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/stream.h"
 #include "layers/layer.h"
+#include "tests/support/bf16.h"
 
 namespace pipeoptim::test {
 
@@ -28,9 +29,12 @@ inline std::vector<float> random_values(std::int64_t count, unsigned seed, float
 
 class LayerRun {
  public:
-  LayerRun(Layer& layer, const Shape& input, int threads, Device device = Device::host())
+  // Tensors are of the types that the layer chooses; here their values are fp32.
+  LayerRun(Layer& layer, const Shape& input, int threads, Device device = Device::host(),
+           ElementTypes offered = {})
       : device_(device),
         layer_(layer),
+        types_(layer.choose_types(offered)),
         input_shape_(input),
         stream_(device_, {.threads = threads}),
         plan_(layer.plan(device_, threads, input)),
@@ -69,6 +73,7 @@ class LayerRun {
   LayerRun& operator=(const LayerRun&) = delete;
 
   const LayerPlan& plan() const { return plan_; }
+  const ElementTypes& types() const { return types_; }
   Stream& stream() { return stream_; }
   // In the arena's order.
   void set_parameter(std::size_t index, const std::vector<float>& values) { put(weights_.at(index), values); }
@@ -83,36 +88,38 @@ class LayerRun {
   std::vector<float> state(std::size_t index) const { return get(states_.at(index)); }
 
   std::vector<float> forward(const std::vector<float>& input) {
-    put(input_, input);
+    put(input_tensor(), input);
     std::vector<float> garbage(output_.size(), 1e30F);  // what a plan must overwrite
-    put(output_, garbage);
+    put(output_tensor(), garbage);
     layer_.forward({.stream = stream_,
                     .weights = {weight_pointers_, rounded_pointers_},
                     .states = state_pointers_,
-                    .input = {input_.data(), input_shape_},
-                    .output = {output_.data(), plan_.output},
+                    .input = input_tensor(),
+                    .output = output_tensor(),
                     .stash = stash_.data(),
                     .workspace = workspace_.data(),
                     .random = {}});
     stream_.synchronize();
-    return get(output_);
+    return get(output_tensor());
   }
 
   // Of the latest forward. Returns the gradient of the input; those of the weights are read with gradient().
   std::vector<float> backward(const std::vector<float>& output_gradient,
                               GradientMode mode = GradientMode::kStore) {
-    put(output_gradient_, output_gradient);
+    const Tensor from = Tensor::at(output_gradient_.data(), types_.output, plan_.output);
+    const Tensor to = Tensor::at(input_gradient_.data(), types_.input, input_shape_);
+    put(from, output_gradient);
     if (mode == GradientMode::kStore) {
       for (const auto& gradient : gradients_) put(gradient, std::vector<float>(gradient.size(), 1e30F));
     }
-    put(input_gradient_, std::vector<float>(input_gradient_.size(), 1e30F));
+    put(to, std::vector<float>(input_gradient_.size(), 1e30F));
     const BackwardContext context{.stream = stream_,
                                   .weights = {weight_pointers_, rounded_pointers_},
                                   .gradients = {gradient_pointers_, mode},
-                                  .input = {input_.data(), input_shape_},
-                                  .output = {output_.data(), plan_.output},
-                                  .output_gradient = {output_gradient_.data(), plan_.output},
-                                  .input_gradient = {input_gradient_.data(), input_shape_},
+                                  .input = input_tensor(),
+                                  .output = output_tensor(),
+                                  .output_gradient = from,
+                                  .input_gradient = to,
                                   .stash = stash_.data(),
                                   .workspace = workspace_.data(),
                                   .random = {}};
@@ -123,7 +130,7 @@ class LayerRun {
       layer_.backward(context);
     }
     stream_.synchronize();
-    return get(input_gradient_);
+    return get(to);
   }
 
   bool gradients_apart = false;  // whether backward() asks for the two one after the other
@@ -137,6 +144,27 @@ class LayerRun {
     if (values.size() != to.size()) throw std::invalid_argument("LayerRun: wrong number of values");
     copy_from_host(to.data(), values.data(), values.size() * sizeof(float), to.device());
   }
+  Tensor input_tensor() const { return Tensor::at(input_.data(), types_.input, input_shape_); }
+  Tensor output_tensor() const { return Tensor::at(output_.data(), types_.output, plan_.output); }
+  void put(const Tensor& to, const std::vector<float>& values) const {
+    if (static_cast<std::int64_t>(values.size()) != to.elements()) {
+      throw std::invalid_argument("LayerRun: wrong number of values");
+    }
+    const std::vector<Bf16> rounded = to.rounded != nullptr ? bf16_copy(values) : std::vector<Bf16>();
+    const void* const from = to.rounded != nullptr ? static_cast<const void*>(rounded.data()) : values.data();
+    copy_from_host(to.memory(), from, to.bytes(), device_);
+  }
+  std::vector<float> get(const Tensor& from) const {
+    std::vector<float> values(static_cast<std::size_t>(from.elements()));
+    if (from.rounded == nullptr) {
+      copy_to_host(values.data(), from.memory(), from.bytes(), device_);
+      return values;
+    }
+    std::vector<Bf16> rounded(values.size());
+    copy_to_host(rounded.data(), from.memory(), from.bytes(), device_);
+    std::transform(rounded.begin(), rounded.end(), values.begin(), to_float);
+    return values;
+  }
   static std::vector<float> get(const Buffer<float>& from) {
     std::vector<float> values(from.size());
     copy_to_host(values.data(), from.data(), values.size() * sizeof(float), from.device());
@@ -145,6 +173,7 @@ class LayerRun {
 
   Device device_;
   Layer& layer_;
+  ElementTypes types_;
   Shape input_shape_;
   Stream stream_;
   LayerPlan plan_;

@@ -83,14 +83,13 @@ class NcclLinks final : public PeerLinks, public Watched {
   NcclLinks(const NcclLinks&) = delete;
   NcclLinks& operator=(const NcclLinks&) = delete;
 
-  void send(Link link, Stream& stream, const float* values, std::size_t elements) override {
+  void send(Link link, Stream& stream, const void* values, std::size_t bytes) override {
     const std::lock_guard lock(mutex_);
-    require(ncclSend(values, elements, ncclFloat, kReceiver, comm_of(link), native(stream)), "ncclSend",
-            link);
+    require(ncclSend(values, bytes, ncclUint8, kReceiver, comm_of(link), native(stream)), "ncclSend", link);
   }
-  void receive(Link link, Stream& stream, float* values, std::size_t elements) override {
+  void receive(Link link, Stream& stream, void* values, std::size_t bytes) override {
     const std::lock_guard lock(mutex_);
-    require(ncclRecv(values, elements, ncclFloat, kSender, comm_of(link), native(stream)), "ncclRecv", link);
+    require(ncclRecv(values, bytes, ncclUint8, kSender, comm_of(link), native(stream)), "ncclRecv", link);
   }
 
   void throw_if_failed() override { group_.throw_if_failed(); }
