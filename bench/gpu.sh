@@ -99,6 +99,7 @@ step train train
 step optimizer benchmark optimizer optimizer
 step layers benchmark layers layers
 step runtime benchmark runtime runtime
+step channels benchmark channels channels
 for precision in fp32 tf32 bf16; do step "step-$precision" training_step "$precision"; done
 step pytorch-optimizer pytorch_optimizer
 step pytorch-step pytorch_step

@@ -1,6 +1,7 @@
 // What do the runtime and the engine cost on the host where there is nothing to compute? The counter is the
 // time of one operation, in seconds.
 #include "bench/empty_launch.h"
+#include "bench/no_work.h"
 #include "bench/support.h"
 #include "pipeline/engine.h"
 
@@ -76,22 +77,6 @@ void hop(benchmark::State& state) {
   report(state, "from stream A to B and back", kHops);
 }
 
-class NoLayer final : public Layer {
- public:
-  std::string describe() const override { return "nothing"; }
-  LayerPlan plan(Device, int, const Shape& input) override {
-    return {.output = input, .needs = Needs::kNothing, .in_place = true};
-  }
-  void forward(const ForwardContext&) const override {}
-  void backward_input(const BackwardContext&) const override {}
-};
-
-class NoLoss final : public Loss {
- public:
-  std::size_t workspace_bytes(const Shape&) const override { return 0; }
-  void run(const LossContext&) const override {}
-};
-
 class NoData final : public BatchSource {
  public:
   Batch acquire(std::int64_t) override { return {inputs_, labels_}; }
@@ -103,13 +88,11 @@ class NoData final : public BatchSource {
 };
 
 void engine(benchmark::State& state, const char* method) {
-  std::vector<std::vector<NamedLayer>> stages(static_cast<std::size_t>(state.range(0)));
-  for (auto& stage : stages) stage.push_back({"nothing", std::make_unique<NoLayer>()});
   EngineConfig config;
   config.device = device();
   config.threads = threads();
   config.method = method;
-  Engine engine(config, std::move(stages), std::make_unique<NoLoss>(), {1, 1});
+  Engine engine(config, empty_stages(static_cast<int>(state.range(0))), std::make_unique<NoLoss>(), {1, 1});
   NoData data;
   TrainPass pass;
   pass.minibatches = 500;
