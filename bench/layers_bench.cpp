@@ -3,12 +3,23 @@
 // layer (GFLOP/s), of a copy where memory does (GB/s).
 #include <string>
 
+#include "bench/no_work.h"
 #include "bench/precision.h"
 #include "bench/support.h"
+#include "layers/activation.h"
+#include "layers/attention.h"
 #include "layers/batch_norm.h"
+#include "layers/concat.h"
 #include "layers/conv2d.h"
+#include "layers/dropout.h"
+#include "layers/embedding.h"
+#include "layers/last_step.h"
+#include "layers/layer_norm.h"
 #include "layers/linear.h"
+#include "layers/lstm.h"
+#include "layers/pooling.h"
 #include "layers/provider.h"
+#include "layers/residual.h"
 #include "layers/softmax_cross_entropy.h"
 
 using namespace pipeoptim;
@@ -19,6 +30,7 @@ namespace {
 // The ceilings: seconds for a unit of work, which is an operation or a byte.
 class MatrixProduct {
  public:
+  static constexpr const char* kRate = "GFLOP/s, % of sgemm 1024";
   explicit MatrixProduct(Stream& stream) : stream_(stream) {}
   double seconds_per_unit() {
     const Gemm product{
@@ -35,6 +47,7 @@ class MatrixProduct {
 // Its arrays are larger than the caches, so it leaves nothing of a layer's data there.
 class Copy {
  public:
+  static constexpr const char* kRate = "GB/s, % of copy";
   explicit Copy(Stream& stream) : stream_(stream) {}
   double seconds_per_unit() {
     return seconds(stream_, [&] { enqueue(); }) / (2.0 * sizeof(float) * kN);
@@ -92,7 +105,7 @@ class PlannedLayer {
  public:
   PlannedLayer(Layer& layer, const Shape& input)
       : layer_(layer),
-        plan_(layer.plan(device(), threads(), input)),
+        plan_(plan_of(layer, input)),
         input_shape_(input),
         input_(random_buffer(input.elements())),
         output_(random_buffer(plan_.output.elements())),
@@ -111,6 +124,16 @@ class PlannedLayer {
   }
 
   const LayerPlan& plan() const { return plan_; }
+
+  // An embedding's input.
+  void use_tokens(std::int64_t vocabulary) {
+    std::vector<float> tokens(input_.size());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      tokens[i] = static_cast<float>(i * 7919 % static_cast<std::size_t>(vocabulary));
+    }
+    copy_from_host(input_.data(), tokens.data(), tokens.size() * sizeof(float), device());
+  }
+
   void forward(Stream& stream) {
     layer_.forward({.stream = stream,
                     .weights = {weight_pointers_},
@@ -125,6 +148,11 @@ class PlannedLayer {
   void backward_weights(Stream& stream) { layer_.backward_weights(backward_context(stream)); }
 
  private:
+  // The halves of the backward are measured apart.
+  static LayerPlan plan_of(Layer& layer, const Shape& input) {
+    layer.set_backward_split(BackwardSplit::kSplit);
+    return layer.plan(device(), threads(), input);
+  }
   BackwardContext backward_context(Stream& stream) {
     return {.stream = stream,
             .weights = {weight_pointers_},
@@ -148,22 +176,35 @@ class PlannedLayer {
   std::vector<float*> gradient_pointers_, state_pointers_;
 };
 
-// A layer whose three parts are bound by arithmetic, each with a third of the operations.
-void measure_products(benchmark::State& state, Layer& layer, const Shape& input) {
+// What the parts of a layer have to do, in operations or bytes; 0: there is no such part, or it is measured
+// with another one.
+struct Work {
+  double forward = 0, dx = 0, dw = 0;
+};
+
+template <typename Ceiling>
+void measure(benchmark::State& state, const Layer& layer, PlannedLayer& planned, const Work& work) {
   Stream stream(device(), {.threads = threads()});
-  MatrixProduct ceiling(stream);
-  PlannedLayer planned(layer, input);
-  const double flops = planned.plan().forward_flops;
-  Measurement<MatrixProduct> forward(stream, ceiling, "forward", flops), dx(stream, ceiling, "dx", flops),
-      dw(stream, ceiling, "dw", flops);
+  Ceiling ceiling(stream);
+  Measurement<Ceiling> forward(stream, ceiling, "forward", work.forward), dx(stream, ceiling, "dx", work.dx),
+      dw(stream, ceiling, "dw", work.dw);
   for ([[maybe_unused]] auto _ : state) {
-    const double time = forward.run([&] { planned.forward(stream); }) + dx.run([&] {
-      planned.backward_input(stream);
-    }) + dw.run([&] { planned.backward_weights(stream); });
+    double time = forward.run([&] { planned.forward(stream); });
+    if (work.dx > 0) time += dx.run([&] { planned.backward_input(stream); });
+    if (work.dw > 0) time += dw.run([&] { planned.backward_weights(stream); });
     state.SetIterationTime(time);
   }
-  for (const auto* measurement : {&forward, &dx, &dw}) measurement->report(state);
-  state.SetLabel(layer.describe() + ", GFLOP/s, % of sgemm 1024");
+  forward.report(state);
+  if (work.dx > 0) dx.report(state);
+  if (work.dw > 0) dw.report(state);
+  state.SetLabel(layer.describe() + ", " + Ceiling::kRate);
+}
+
+// A layer whose three parts are products with a third of the operations each.
+void measure_products(benchmark::State& state, Layer& layer, const Shape& input) {
+  PlannedLayer planned(layer, input);
+  const double flops = planned.plan().forward_flops;
+  measure<MatrixProduct>(state, layer, planned, {flops, flops, flops});
 }
 
 void conv2d(benchmark::State& state, const Shape& input, std::int64_t out, std::int64_t stride) {
@@ -178,21 +219,114 @@ void linear(benchmark::State& state, std::int64_t in, std::int64_t out) {
   measure_products(state, layer, {128, in});
 }
 
+// Its cell is a part of each step, and cannot be called alone.
+void lstm(benchmark::State& state, const Shape& input, std::int64_t hidden) {
+  Lstm layer(input[2], hidden);
+  layer.set_precision(precision());
+  measure_products(state, layer, input);
+}
+
+// The gradient of the input makes the scores again; that of the weights are two products.
+void attention(benchmark::State& state, const Shape& input, std::int64_t heads) {
+  CausalSelfAttention layer({.features = input[2], .heads = heads});
+  layer.set_precision(precision());
+  PlannedLayer planned(layer, input);
+  const LayerPlan& plan = planned.plan();
+  const double weights = 2.0 * static_cast<double>(input.elements() * 4 * input[2]);
+  measure<MatrixProduct>(state, layer, planned, {plan.forward_flops, plan.backward_flops - weights, weights});
+}
+
+double bytes_of(const Shape& shape) { return sizeof(float) * static_cast<double>(shape.elements()); }
+
+// How often the parts of a layer move an array of the input's size.
+void measure_passes(benchmark::State& state, Layer& layer, const Shape& input, const Work& arrays) {
+  PlannedLayer planned(layer, input);
+  const double array = bytes_of(input);
+  measure<Copy>(state, layer, planned, {arrays.forward * array, arrays.dx * array, arrays.dw * array});
+}
+
 // The forward reads its input twice, for the statistics and then for the output; the backward does the same
 // with two arrays. The weight gradient is done by then.
 void batch_norm_relu(benchmark::State& state, const Shape& input) {
-  Stream stream(device(), {.threads = threads()});
-  Copy ceiling(stream);
   BatchNorm2d layer(input[3], {.activation = Activation::kRelu});
-  PlannedLayer planned(layer, input);
-  const double array = sizeof(float) * static_cast<double>(input.elements());
-  Measurement<Copy> forward(stream, ceiling, "forward", 3 * array), dx(stream, ceiling, "dx", 5 * array);
-  for ([[maybe_unused]] auto _ : state) {
-    state.SetIterationTime(forward.run([&] { planned.forward(stream); }) +
-                           dx.run([&] { planned.backward_input(stream); }));
-  }
-  for (const auto* measurement : {&forward, &dx}) measurement->report(state);
-  state.SetLabel(layer.describe() + ", GB/s, % of copy");
+  measure_passes(state, layer, input, {.forward = 3, .dx = 5});
+}
+
+// A row is read from memory once.
+void layer_norm(benchmark::State& state, const Shape& input) {
+  LayerNorm layer(input.last());
+  measure_passes(state, layer, input, {.forward = 2, .dx = 3, .dw = 2});
+}
+
+template <typename L>
+LayerPtr make() {
+  return std::make_unique<L>();
+}
+
+void activation(benchmark::State& state, const Shape& input, LayerPtr (*make_layer)()) {
+  measure_passes(state, *make_layer(), input, {.forward = 2, .dx = 3});
+}
+
+void gelu(benchmark::State& state, const Shape& input, GeluForm form) {
+  GELU layer(form);
+  measure_passes(state, layer, input, {.forward = 2, .dx = 3});
+}
+
+void dropout(benchmark::State& state, const Shape& input) {
+  Dropout layer(0.1);
+  measure_passes(state, layer, input, {.forward = 2, .dx = 2});
+}
+
+// A quarter of the values goes on; max pooling also writes and reads which.
+void pool(benchmark::State& state, const Shape& input, LayerPtr (*make_layer)(), double passes) {
+  measure_passes(state, *make_layer(), input, {.forward = passes, .dx = passes});
+}
+
+void global_avg_pool(benchmark::State& state, const Shape& input) {
+  GlobalAvgPool layer;
+  const double passes = 1 + 1.0 / static_cast<double>(input[1] * input[2]);
+  measure_passes(state, layer, input, {.forward = passes, .dx = passes});
+}
+
+void flatten(benchmark::State& state, const Shape& input) {
+  Flatten layer;
+  measure_passes(state, layer, input, {.forward = 2, .dx = 2});
+}
+
+void last_step(benchmark::State& state, const Shape& input) {
+  LastStep layer;
+  const double step = 1.0 / static_cast<double>(input[1]);
+  measure_passes(state, layer, input, {.forward = 2 * step, .dx = 1 + step});
+}
+
+// The weight gradient writes the whole table.
+void embedding(benchmark::State& state, const Shape& tokens, std::int64_t vocabulary, std::int64_t features) {
+  Embedding layer({.vocabulary = vocabulary, .features = features});
+  PlannedLayer planned(layer, tokens);
+  planned.use_tokens(vocabulary);
+  const double vectors = bytes_of(planned.plan().output);
+  measure<Copy>(state, layer, planned,
+                {.forward = bytes_of(tokens) + 2 * vectors,
+                 .dw = bytes_of(tokens) + vectors + bytes_of({vocabulary, features})});
+}
+
+// In a model it is done in place, and the gradient goes through it untouched.
+void position_embedding(benchmark::State& state, const Shape& input) {
+  PositionEmbedding layer({.positions = input[1], .features = input[2]});
+  const double table = 1.0 / static_cast<double>(input[0]);
+  measure_passes(state, layer, input, {.forward = 2 + table, .dw = 1 + table});
+}
+
+// Around branches that do nothing: the sum with its ReLU, then the gradient behind that and the sum of both.
+void residual(benchmark::State& state, const Shape& input) {
+  Residual layer(std::move(empty_stages(1).front()));
+  measure_passes(state, layer, input, {.forward = 3, .dx = 3 + 3});
+}
+
+// Each of two branches is copied, both ways, and their gradients are added up.
+void concat(benchmark::State& state, const Shape& input) {
+  Concat layer(empty_stages(2));
+  measure_passes(state, layer, input, {.forward = 4, .dx = 4 + 3});
 }
 
 // One pass gives the loss and its gradient.
@@ -212,10 +346,10 @@ void softmax_cross_entropy(benchmark::State& state, std::int64_t records, std::i
                             .loss_sum = sum.data(),
                             .correct = correct.data(),
                             .workspace = workspace.data()};
-  Measurement<Copy> both(stream, ceiling, "both", 2.0 * sizeof(float) * static_cast<double>(logits.size()));
+  Measurement<Copy> both(stream, ceiling, "both", 2 * bytes_of(shape));
   for ([[maybe_unused]] auto _ : state) state.SetIterationTime(both.run([&] { loss.run(context); }));
   both.report(state);
-  state.SetLabel("loss and gradient, GB/s, % of copy");
+  state.SetLabel(std::string("loss and gradient, ") + Copy::kRate);
 }
 
 // NOLINTBEGIN(cert-err58-cpp): the library registers benchmarks so.
@@ -227,8 +361,28 @@ PIPEOPTIM_LAYER(conv2d, 32x32x16, Shape{128, 32, 32, 16}, 16, 1);
 PIPEOPTIM_LAYER(conv2d, 16x16x32, Shape{128, 16, 16, 32}, 32, 1);
 PIPEOPTIM_LAYER(conv2d, 8x8x64, Shape{128, 8, 8, 64}, 64, 1);
 PIPEOPTIM_LAYER(linear, 1024, 1024, 1024);
+PIPEOPTIM_LAYER(lstm, 512x64, Shape{32, 64, 512}, 512);
+PIPEOPTIM_LAYER(attention, 256x128, Shape{16, 128, 256}, 8);
 PIPEOPTIM_LAYER(batch_norm_relu, 32x32x16, Shape{128, 32, 32, 16});
+PIPEOPTIM_LAYER(layer_norm, 256x128, Shape{16, 128, 256});
+PIPEOPTIM_LAYER(gelu, erf, Shape{16, 128, 1024}, GeluForm::kErf);
+PIPEOPTIM_LAYER(gelu, tanh, Shape{16, 128, 1024}, GeluForm::kTanh);
+PIPEOPTIM_LAYER(activation, relu, Shape{16, 128, 1024}, make<ReLU>);
+PIPEOPTIM_LAYER(activation, tanh, Shape{16, 128, 1024}, make<Tanh>);
+PIPEOPTIM_LAYER(activation, sigmoid, Shape{16, 128, 1024}, make<Sigmoid>);
+PIPEOPTIM_LAYER(dropout, 1024x128, Shape{16, 128, 1024});
+PIPEOPTIM_LAYER(embedding, 20000x512, Shape{32, 64}, 20000, 512);
+PIPEOPTIM_LAYER(embedding, 65x256, Shape{16, 128}, 65, 256);
+PIPEOPTIM_LAYER(position_embedding, 256x128, Shape{16, 128, 256});
+PIPEOPTIM_LAYER(pool, max, Shape{128, 32, 32, 64}, make<MaxPool2d>, 1.5);
+PIPEOPTIM_LAYER(pool, average, Shape{128, 32, 32, 64}, make<AvgPool2d>, 1.25);
+PIPEOPTIM_LAYER(global_avg_pool, 8x8x64, Shape{128, 8, 8, 64});
+PIPEOPTIM_LAYER(flatten, 8x8x64, Shape{128, 8, 8, 64});
+PIPEOPTIM_LAYER(last_step, 512x64, Shape{32, 64, 512});
+PIPEOPTIM_LAYER(residual, 32x32x16, Shape{128, 32, 32, 16});
+PIPEOPTIM_LAYER(concat, 32x32x16, Shape{128, 32, 32, 16});
 PIPEOPTIM_LAYER(softmax_cross_entropy, 4096x1000, 4096, 1000);
+PIPEOPTIM_LAYER(softmax_cross_entropy, 2048x65, 2048, 65);
 // NOLINTEND(cert-err58-cpp)
 
 }  // namespace

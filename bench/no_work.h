@@ -1,4 +1,4 @@
-// A stage and a loss that do nothing: what is left is the engine's.
+// Layers and a loss that do nothing: what is left is the work of what holds them.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "layers/layer.h"
-#include "pipeline/engine.h"
 
 namespace pipeoptim::bench {
 
