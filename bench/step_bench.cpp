@@ -5,46 +5,16 @@
 
 #include "bench/precision.h"
 #include "bench/support.h"
+#include "bench/training.h"
 #include "layers/softmax_cross_entropy.h"
 #include "models/init.h"
 #include "models/partition.h"
-#include "models/zoo.h"
 #include "pipeline/engine.h"
 
 using namespace pipeoptim;
 using namespace pipeoptim::bench;
 
 namespace {
-
-struct Case {
-  const char* model;
-  ModelOptions options;
-  std::int64_t records;  // in a mini-batch
-  const char* rule;
-  std::int64_t minibatches;  // in a pass
-};
-
-// The same random mini-batch again and again.
-class SyntheticBatch final : public BatchSource {
- public:
-  SyntheticBatch(const Case& c, const Shape& input)
-      : inputs_(random_buffer(input.elements(), 1, MemoryKind::kPinned)) {
-    const DataKind kind = model_data(c.model);
-    const std::int64_t classes = kind == DataKind::kRunningText ? c.options.vocabulary : c.options.classes;
-    const std::int64_t labels = kind == DataKind::kRunningText ? input.elements() : input[0];
-    for (std::int64_t i = 0; i < labels; ++i) labels_.push_back(static_cast<std::int32_t>(i % classes));
-    if (kind == DataKind::kImages) return;
-    for (std::size_t i = 0; i < inputs_.size(); ++i) {  // tokens from all of the vocabulary
-      inputs_.data()[i] = static_cast<float>(i * 7919 % static_cast<std::size_t>(c.options.vocabulary));
-    }
-  }
-  Batch acquire(std::int64_t) override { return {inputs_.data(), labels_.data()}; }
-  void release(std::int64_t) override {}
-
- private:
-  Buffer<float> inputs_;
-  std::vector<std::int32_t> labels_;
-};
 
 std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const char* method, int stages) {
   std::vector<NamedLayer> layers = make_model(c.model, c.options);
