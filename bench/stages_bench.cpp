@@ -149,8 +149,10 @@ void own_speed(benchmark::State& state, const Case& c) {
     busy[0] = stages.alone(0, times(0));
     other.join();
     pipeline.add(steady);
-    first.add(alone[0]), second.add(alone[1]);
-    busy_first.add(busy[0]), busy_second.add(busy[1]);
+    first.add(alone[0]);
+    second.add(alone[1]);
+    busy_first.add(busy[0]);
+    busy_second.add(busy[1]);
     own.add(slower / steady);
     own_busy.add(std::max(busy[0], busy[1]) / steady);
     state.SetIterationTime(steady * static_cast<double>(c.minibatches));
