@@ -1,3 +1,4 @@
+#include <cmath>
 #include <stdexcept>
 
 #include "kernels/runtime/buffer.h"
@@ -77,20 +78,25 @@ struct MaxForward {
   template <int kWidth>
   PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
     const T* plane = x + here.record * at.height * at.width * at.channels + c;
-    Pack<kWidth> best{};
-    Pack<kWidth, std::int32_t> where{};
-    bool first = true;
-    for (std::int64_t iy = at.begin(here.y); iy < at.end(here.y, at.height); ++iy) {
-      for (std::int64_t ix = at.begin(here.x); ix < at.end(here.x, at.width); ++ix) {
+    const std::int64_t first_y = at.begin(here.y), first_x = at.begin(here.x);
+    Pack<kWidth> best;
+    Pack<kWidth, std::int32_t> where;
+    for (int v = 0; v < kWidth; ++v) {
+      best.value[v] = -INFINITY;
+      where.value[v] = static_cast<std::int32_t>(first_y * at.width + first_x);
+    }
+    for (std::int64_t iy = first_y; iy < at.end(here.y, at.height); ++iy) {
+      for (std::int64_t ix = first_x; ix < at.end(here.x, at.width); ++ix) {
         const auto position = static_cast<std::int32_t>(iy * at.width + ix);
         const auto in = load_tile<kWidth>(plane + position * at.channels);
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) {
           const float value = in.value[v];
-          const bool better = first || value > best.value[v] || value != value;  // a NaN wins, as in PyTorch
+          // A NaN wins, as in PyTorch.
+          const bool better = static_cast<int>(value > best.value[v]) | static_cast<int>(value != value);
           where.value[v] = better ? position : where.value[v];
           best.value[v] = better ? value : best.value[v];
         }
-        first = false;
       }
     }
     store_tile(y + here.index * at.channels + c, best);
@@ -121,6 +127,7 @@ struct MaxBackward {
         const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
         const auto where = load_tile<kWidth>(chosen + from);
         const auto gradient = load_tile<kWidth>(dy + from);
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) {
           sum.value[v] += where.value[v] == position ? gradient.value[v] : 0.0F;
         }

@@ -7,10 +7,13 @@
 #define PO_HD inline __attribute__((always_inline))
 #endif
 
-// In front of a loop: how often nvcc unrolls it. What it does itself can take more registers than there are.
-#if defined(__CUDA_ARCH__)
+// In front of a loop: how often nvcc unrolls it (what it does itself can take more registers than there are),
+// and that the host's compiler is to make vector code of it where it would unroll it first.
 #define PO_PRAGMA(text) _Pragma(#text)
+#if defined(__CUDA_ARCH__)
 #define PO_UNROLL(times) PO_PRAGMA(unroll times)
+#define PO_SIMD
 #else
 #define PO_UNROLL(times)
+#define PO_SIMD PO_PRAGMA(omp simd)
 #endif
