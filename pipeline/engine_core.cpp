@@ -79,7 +79,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   for (const auto& stage : layers) {
     for (const NamedLayer& named : stage) model.push_back(named.layer.get());
   }
-  const std::vector<ElementType> types = agree_on_types(model, config.device, config.precision, {});
+  const std::vector<ElementType> types = agree_on_types(model, config.precision, {});
   std::size_t first_layer = 0;
   for (int k = 0; k < depth; ++k) {
     const auto index = static_cast<std::size_t>(k);
