@@ -47,6 +47,7 @@ struct Softmax {
       const auto score = load_tile<kWidth>(x + c);
       const auto shown =
           static_cast<std::int32_t>(t - c);  // the last one of the tile; 32 bits, as the values
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float value = v <= shown ? score.value[v] : first;
         highest.value[v] = value > highest.value[v] ? value : highest.value[v];
@@ -58,6 +59,7 @@ struct Softmax {
       const auto score = load_tile<kWidth>(x + c);
       const auto shown = static_cast<std::int32_t>(t - c);
       Pack<kWidth> out;
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float value = exp_of(score.value[v] - largest);
         out.value[v] = v <= shown ? value : 0.0F;
@@ -70,6 +72,7 @@ struct Softmax {
     for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
       const auto value = load_tile<kWidth>(x + c);
       Pack<kWidth> out;
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) out.value[v] = value.value[v] * inverse;
       store_tile(x + c, out);
     });
@@ -97,6 +100,7 @@ struct SoftmaxGradient {
       const auto score = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dx + c);
       const auto shown = static_cast<std::int32_t>(t - c);
       Pack<kWidth> out;
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float exponent = score.value[v] - normalizer;
         const float p = exp_of(exponent > 0 ? 0.0F : exponent);  // above 0 by rounding, or hidden
@@ -109,6 +113,7 @@ struct SoftmaxGradient {
     for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
       const auto p = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dx + c);
       Pack<kWidth> out;
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) out.value[v] = p.value[v] * (gradient.value[v] - product);
       store_tile(dx + c, out);
     });

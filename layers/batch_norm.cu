@@ -61,6 +61,7 @@ struct Moments {
     if (other.count == 0) return;
     const float both = count + other.count;
     const float share = other.count / both;
+    PO_SIMD
     for (int v = 0; v < kWidth; ++v) {
       const float delta = other.mean.value[v] - mean.value[v];
       mean.value[v] += delta * share;
@@ -90,13 +91,16 @@ struct ChunkMoments {
           Moments<kWidth> all{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto row = load_tile<kWidth>(x + r * channels + c);
+            PO_SIMD
             for (int v = 0; v < kWidth; ++v) all.mean.value[v] += row.value[v];
             all.count += 1;
           }
           const float inverse = all.count > 0 ? 1.0F / all.count : 0;
+          PO_SIMD
           for (int v = 0; v < kWidth; ++v) all.mean.value[v] *= inverse;
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto row = load_tile<kWidth>(x + r * channels + c);
+            PO_SIMD
             for (int v = 0; v < kWidth; ++v) {
               const float from_mean = row.value[v] - all.mean.value[v];
               all.deviation.value[v] += from_mean * from_mean;
@@ -138,6 +142,7 @@ struct FinishMoments {
             const auto mean = load_tile<kWidth>(chunk_mean + r * channels + c);
             const auto deviation = load_tile<kWidth>(chunk_deviation + r * channels + c);
             const auto size = static_cast<double>(chunks.rows_of(r));
+            PO_SIMD
             for (int v = 0; v < kWidth; ++v) {
               const double difference =
                   static_cast<double>(mean.value[v]) - static_cast<double>(pivot.value[v]);
@@ -149,6 +154,7 @@ struct FinishMoments {
           return sums;
         },
         [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) {
+          PO_SIMD
           for (int v = 0; v < kWidth; ++v) finish(c + v, sums.sum[0].value[v], sums.sum[1].value[v]);
         });
   }
@@ -200,6 +206,7 @@ struct Normalize {
       for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
         const auto row = load_tile<kWidth>(x + r * channels + c);
         Pack<kWidth> out;
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) {
           const float value = row.value[v] * slope.value[v] + offset.value[v];
           out.value[v] = kActivation == Activation::kRelu && value < 0 ? 0 : value;
@@ -243,6 +250,7 @@ struct ChunkSums {
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto row = load_tile<kWidth>(x + r * channels + c);
             const auto gradient = load_tile<kWidth>(dy + r * channels + c);
+            PO_SIMD
             for (int v = 0; v < kWidth; ++v) {
               const float g =
                   behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
@@ -254,6 +262,7 @@ struct ChunkSums {
         },
         [&]<int kWidth>(std::int64_t c, Sums<2>::Of<kWidth> sums) {
           const auto rstd = load_tile<kWidth>(from.rstd + c);
+          PO_SIMD
           for (int v = 0; v < kWidth; ++v) sums.sum[1].value[v] *= rstd.value[v];
           store_tile(sum + index * channels + c, sums.sum[0]);
           store_tile(product + index * channels + c, sums.sum[1]);
@@ -279,6 +288,7 @@ struct FinishSums {
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto sum = load_tile<kWidth>(chunk_sum + r * channels + c);
             const auto product = load_tile<kWidth>(chunk_product + r * channels + c);
+            PO_SIMD
             for (int v = 0; v < kWidth; ++v) {
               sums.sum[0].value[v] += static_cast<double>(sum.value[v]);
               sums.sum[1].value[v] += static_cast<double>(product.value[v]);
@@ -287,6 +297,7 @@ struct FinishSums {
           return sums;
         },
         [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) {
+          PO_SIMD
           for (int v = 0; v < kWidth; ++v) finish(c + v, sums.sum[0].value[v], sums.sum[1].value[v]);
         });
   }
@@ -325,6 +336,7 @@ struct InputGradient {
         const auto row = load_tile<kWidth>(x + r * channels + c);
         const auto gradient = load_tile<kWidth>(dy + r * channels + c);
         Pack<kWidth> out;
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) {
           const float g =
               behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);

@@ -34,6 +34,7 @@ struct AddBias {
     for_each_tile(team, columns, packs, [&]<int kWidth>(std::int64_t c) {
       const auto value = load_tile<kWidth>(to + c), addend = load_tile<kWidth>(bias + c);
       Pack<kWidth> sum;
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) sum.value[v] = value.value[v] + addend.value[v];
       store_tile(to + c, sum);
     });
@@ -73,6 +74,7 @@ struct SumPartials {
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     sum_columns(team, column_slab(index, chunks, columns), partial, columns, packs,
                 [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
+                  PO_SIMD
                   for (int v = 0; v < kWidth; ++v) {
                     const float sum = all.sum[0].value[v];
                     gradient[c + v] = adds ? gradient[c + v] + sum : sum;

@@ -43,11 +43,13 @@ struct Normalize {
     Totals sums(0), squares(0);
     for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
       const auto value = load_tile<kWidth>(x + c);
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) sums.value[v] += value.value[v];
     });
     const float mean = sums.reduce(team, SumOf{}) / static_cast<float>(features);
     for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
       const auto value = load_tile<kWidth>(x + c);
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float from_mean = value.value[v] - mean;
         squares.value[v] += from_mean * from_mean;
@@ -63,6 +65,7 @@ struct Normalize {
       const auto value = load_tile<kWidth>(x + c);
       const auto gain = load_tile<kWidth>(weight + c), shift = load_tile<kWidth>(bias + c);
       Pack<kWidth> out;
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v)
         out.value[v] = (value.value[v] - mean) * rstd * gain.value[v] + shift.value[v];
       store_tile(y + c, out);
@@ -92,6 +95,7 @@ struct InputGradient {
     for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
       const auto value = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dy + c);
       const auto gain = load_tile<kWidth>(weight + c);
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float g = gradient.value[v] * gain.value[v];
         sums.value[v] += g;
@@ -104,6 +108,7 @@ struct InputGradient {
       const auto value = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dy + c);
       const auto gain = load_tile<kWidth>(weight + c);
       Pack<kWidth> out;
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float xhat = (value.value[v] - mean) * rstd;
         out.value[v] = rstd * (gradient.value[v] * gain.value[v] - of_g - xhat * of_xhat);
@@ -140,6 +145,7 @@ struct ChunkSums {
             const auto value = load_tile<kWidth>(x + r * features + c);
             const auto gradient = load_tile<kWidth>(dy + r * features + c);
             const float mean = means[r], rstd = rstds[r];
+            PO_SIMD
             for (int v = 0; v < kWidth; ++v) {
               all.sum[0].value[v] += gradient.value[v] * ((value.value[v] - mean) * rstd);
               all.sum[1].value[v] += gradient.value[v];
@@ -174,6 +180,7 @@ struct SumChunks {
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto product = load_tile<kWidth>(products + r * features + c);
             const auto sum = load_tile<kWidth>(sums + r * features + c);
+            PO_SIMD
             for (int v = 0; v < kWidth; ++v) {
               all.sum[0].value[v] += product.value[v];
               all.sum[1].value[v] += sum.value[v];
@@ -182,6 +189,7 @@ struct SumChunks {
           return all;
         },
         [&]<int kWidth>(std::int64_t c, const GradientSums::Of<kWidth>& all) {
+          PO_SIMD
           for (int v = 0; v < kWidth; ++v) {
             const float product = all.sum[0].value[v], sum = all.sum[1].value[v];
             weight_gradient[c + v] = adds ? weight_gradient[c + v] + product : product;

@@ -31,6 +31,7 @@ struct Step {
     const auto sum = load_tile<kWidth>(row + at);
     const auto first = load_tile<kWidth>(bias_input + at), second = load_tile<kWidth>(bias_hidden + at);
     Pack<kWidth> value;
+    PO_SIMD
     for (int v = 0; v < kWidth; ++v)
       value.value[v] = function(sum.value[v] + (first.value[v] + second.value[v]));
     store_tile(row + at, value);
@@ -57,8 +58,10 @@ struct Step {
       Pack<kWidth> next{}, result;
       if (t > 0) {
         const auto before = load_tile<kWidth>(cell - hidden + c);
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) next.value[v] = forget.value[v] * before.value[v];
       }
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         next.value[v] += in.value[v] * fresh.value[v];
         result.value[v] = out.value[v] * tanh_of(next.value[v]);
@@ -98,11 +101,13 @@ struct StepBackward {
       if (!last) {
         const auto later_h = load_tile<kWidth>(state_gradient + record * hidden + c);
         const auto later_c = load_tile<kWidth>(cell_gradient + record * hidden + c);
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) {
           dh.value[v] = later_h.value[v];
           of_cell.value[v] = later_c.value[v];
         }
       }
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float o = out.value[v], bent = tanh_of(now.value[v]), gradient = dh.value[v] + dy.value[v];
         of_cell.value[v] = of_cell.value[v] + gradient * o * (1.0F - bent * bent);
@@ -111,11 +116,13 @@ struct StepBackward {
       store_tile(to + 3 * hidden + c, result);
 
       const auto in = load_tile<kWidth>(gate + c), fresh = load_tile<kWidth>(gate + 2 * hidden + c);
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float i = in.value[v];
         result.value[v] = of_cell.value[v] * fresh.value[v] * i * (1.0F - i);
       }
       store_tile(to + c, result);
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float g = fresh.value[v];
         result.value[v] = of_cell.value[v] * in.value[v] * (1.0F - g * g);
@@ -126,8 +133,10 @@ struct StepBackward {
       Pack<kWidth> before{};
       if (t > 0) {
         const auto earlier = load_tile<kWidth>(cell - hidden + c);
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) before.value[v] = earlier.value[v];
       }
+      PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
         const float f = forget.value[v];
         result.value[v] = of_cell.value[v] * before.value[v] * f * (1.0F - f);
@@ -175,6 +184,7 @@ struct Shift {
       Pack<kWidth> value{};
       if (!first) {
         const auto before = load_tile<kWidth>(output + (row - 1) * hidden + c);
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) value.value[v] = before.value[v];
       }
       store_tile(earlier + row * hidden + c, value);

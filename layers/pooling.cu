@@ -81,6 +81,7 @@ struct MaxForward {
     const std::int64_t first_y = at.begin(here.y), first_x = at.begin(here.x);
     Pack<kWidth> best;
     Pack<kWidth, std::int32_t> where;
+    PO_SIMD
     for (int v = 0; v < kWidth; ++v) {
       best.value[v] = -INFINITY;
       where.value[v] = static_cast<std::int32_t>(first_y * at.width + first_x);

@@ -163,6 +163,7 @@ PO_HD void store_tile(T* to, const Pack<kWidth, T>& tile) {
 #if defined(__CUDA_ARCH__)
   store_pack(to, tile);
 #else
+  PO_SIMD
   for (int v = 0; v < kWidth; ++v) to[v] = tile.value[v];
 #endif
 }
@@ -171,6 +172,7 @@ PO_HD void store_tile(Bf16* to, const Pack<kWidth>& tile) {
 #if defined(__CUDA_ARCH__)
   store_floats(to, tile);
 #else
+  PO_SIMD
   for (int v = 0; v < kWidth; ++v) to[v] = to_bf16(tile.value[v]);
 #endif
 }
@@ -197,6 +199,7 @@ struct Sums {
     Pack<kWidth, T> sum[kCount];
     PO_HD void add(const Of& other) {
       for (int k = 0; k < kCount; ++k) {
+        PO_SIMD
         for (int v = 0; v < kWidth; ++v) sum[k].value[v] += other.sum[k].value[v];
       }
     }
@@ -213,6 +216,7 @@ PO_HD void sum_columns(const Team& team, const Slab& slab, const T* values, std:
         Sums<1>::Of<kWidth> all{};
         for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
           const auto tile = load_tile<kWidth>(values + r * columns + c);
+          PO_SIMD
           for (int v = 0; v < kWidth; ++v) all.sum[0].value[v] += tile.value[v];
         }
         return all;
