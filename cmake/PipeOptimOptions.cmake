@@ -19,7 +19,6 @@ set_property(CACHE PIPEOPTIM_NCCL PROPERTY STRINGS AUTO ON OFF)
 option(PIPEOPTIM_FETCH "Fetch the headers of cuDNN's frontend where they are not installed" OFF)
 option(PIPEOPTIM_TESTS "Build the tests and examples" ON)
 option(PIPEOPTIM_BENCH "Build the benchmarks" OFF)
-option(PIPEOPTIM_NATIVE "Tune host code for the processor of this machine (off: x86-64-v3)" ON)
 set(PIPEOPTIM_SANITIZE "" CACHE STRING "Sanitizers for everything, e.g. address,undefined or thread")
 
 set(CMAKE_CXX_STANDARD 20)
@@ -74,11 +73,8 @@ find_package(CLI11 REQUIRED)
 find_package(tomlplusplus REQUIRED)
 find_package(fmt REQUIRED)
 
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  set(host_arch $<IF:$<BOOL:${PIPEOPTIM_NATIVE}>,-march=native,-march=x86-64-v3>)
-endif()
 # Contraction is off everywhere: fused = apart and host = device hold bit for bit in the optimizer files.
-set(host_flags ${host_arch} -ffp-contract=off -fno-math-errno -fno-trapping-math ${OpenMP_CXX_FLAGS})
+set(host_flags -ffp-contract=off -fno-math-errno -fno-trapping-math ${OpenMP_CXX_FLAGS})
 set(warnings -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wno-restrict -Werror)  # restrict: false alarms of g++ 12 in std::string
 list(JOIN host_flags "," host_flags_joined)
 

@@ -110,9 +110,9 @@ struct GradientSquares {
   PO_HD double fast_sum(const ArenaChunk& chunk, const Team& team) const {
     const float* const g = gradients + chunk.begin;
     const std::int64_t n = chunk.end - chunk.begin;
-    float sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
 #if defined(__CUDA_ARCH__)
     // Coalesced in four streams a lane.
+    float sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
     const std::int64_t size = team.size();
     std::int64_t i = team.rank();
     for (; i + 3 * size < n; i += 4 * size) {
@@ -122,21 +122,30 @@ struct GradientSquares {
       sum3 += g[i + 3 * size] * g[i + 3 * size];
     }
     for (; i < n; i += size) sum0 += g[i] * g[i];
-#else
-    static_cast<void>(team);
-    const std::int64_t quarter = n / 4;
-#pragma omp simd reduction(+ : sum0, sum1, sum2, sum3)
-    for (std::int64_t i = 0; i < quarter; ++i) {
-      const float g0 = g[i], g1 = g[i + quarter], g2 = g[i + 2 * quarter], g3 = g[i + 3 * quarter];
-      sum0 += g0 * g0;
-      sum1 += g1 * g1;
-      sum2 += g2 * g2;
-      sum3 += g3 * g3;
-    }
-    for (std::int64_t i = 4 * quarter; i < n; ++i) sum0 += g[i] * g[i];
-#endif
     return (static_cast<double>(sum0) + static_cast<double>(sum1)) +
            (static_cast<double>(sum2) + static_cast<double>(sum3));
+#else
+    // Lanes of a fixed number, so that the order is the same for vectors of any width.
+    static_cast<void>(team);
+    constexpr int kLanes = 16;
+    float sum0[kLanes] = {}, sum1[kLanes] = {}, sum2[kLanes] = {}, sum3[kLanes] = {};
+    const std::int64_t quarter = n / (4 * kLanes) * kLanes;
+    for (std::int64_t i = 0; i < quarter; i += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float* const first = g + i + lane;
+        sum0[lane] += first[0] * first[0];
+        sum1[lane] += first[quarter] * first[quarter];
+        sum2[lane] += first[2 * quarter] * first[2 * quarter];
+        sum3[lane] += first[3 * quarter] * first[3 * quarter];
+      }
+    }
+    double sum = 0;
+    for (std::int64_t i = 4 * quarter; i < n; ++i) sum += static_cast<double>(g[i] * g[i]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sum += static_cast<double>((sum0[lane] + sum1[lane]) + (sum2[lane] + sum3[lane]));
+    }
+    return sum;
+#endif
   }
 };
 

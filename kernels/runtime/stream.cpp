@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "kernels/runtime/backend.h"
+#include "kernels/runtime/instruction_set.h"
 
 namespace pipeoptim {
 
@@ -20,6 +21,8 @@ Stream::Stream(Device device, StreamOptions options) : device_(device), threads_
     throw std::invalid_argument("a stream needs at least 1 thread, got " + std::to_string(options.threads));
   }
   require_usable(device);
+  if (device.backend == Backend::kHost)
+    static_cast<void>(instruction_set());  // a wrong choice: now, not later
   impl_ = device.backend == Backend::kHost ? detail::make_host_stream(options)
                                            : detail::make_cuda_stream(device, options);
 }

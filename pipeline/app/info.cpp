@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/runtime/device.h"
+#include "kernels/runtime/instruction_set.h"
 #include "models/data/dataset.h"
 #include "models/zoo.h"
 #include "pipeline/app/app.h"
@@ -41,6 +42,12 @@ std::vector<std::string> devices() {
   return lines;
 }
 
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet set : usable_instruction_sets()) names.push_back(to_string(set));
+  return names;
+}
+
 std::vector<std::string> libraries() {
   return {fmt::format("CLI11 {}", CLI11_VERSION),
           fmt::format("fmt {}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100),
@@ -52,10 +59,14 @@ std::vector<std::string> libraries() {
 }  // namespace
 
 ExitCode info(const Options& options) {
+  const std::string chosen_set =
+      to_string(instruction_set());  // refuses a wrong one before anything is printed
   if (options.json) {
     const Json all = {{"version", version()},
                       {"cuda", kBuiltWithCuda},
                       {"cores", usable_cores()},
+                      {"instruction_set", chosen_set},
+                      {"instruction_sets", instruction_sets()},
                       {"devices", devices()},
                       {"libraries", libraries()},
                       {"methods", method_names()},
@@ -72,6 +83,7 @@ ExitCode info(const Options& options) {
              __VERSION__);
   fmt::print("libraries     {}\n", join(libraries()));
   fmt::print("cores         {} usable\n", usable_cores());
+  fmt::print("instructions  {}, of {} (PIPEOPTIM_ISA chooses)\n", chosen_set, join(instruction_sets()));
   for (const std::string& device : devices()) fmt::print("device        {}\n", device);
   fmt::print("methods       {}\n", join(method_names()));
   fmt::print("horizons      {}\n", join(horizon_names()));

@@ -49,7 +49,8 @@ TEST_F(Plan, TextShowsMemoryAndSchedule) {
 TEST_F(Plan, InfoNamesEverything) {
   const Outcome text = run({"info"});
   ASSERT_EQ(text.code, 0) << text.err;
-  for (const char* word : {"pipeoptim", "spectrain", "adamw", "cnn", "fashion-mnist", "cores"}) {
+  for (const char* word :
+       {"pipeoptim", "spectrain", "adamw", "cnn", "fashion-mnist", "cores", "instructions"}) {
     EXPECT_NE(text.out.find(word), std::string::npos) << word;
   }
   EXPECT_EQ(run({"info", "--json"}).code, 0);
