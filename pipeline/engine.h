@@ -116,6 +116,10 @@ struct TraceSpan {
   double begin_us, end_us;  // since the engine was made
 };
 
+// Host stages: whether each worker's threads stay on cores of their own (kernels/runtime/placement.h), as far
+// as there are enough.
+enum class CpuBinding { kNone, kAuto };
+
 struct EngineConfig {
   Device device = {};
   int devices = 1;  // CUDA: workers are divided, in order, over this many devices from `device` on
@@ -123,6 +127,7 @@ struct EngineConfig {
   // worker one stage. All make the same engine and the same calls. Outlives the engine.
   ProcessGroup* processes = nullptr;
   int threads = 1;  // of the whole process, divided over the workers (at least one each)
+  CpuBinding cpu_binding = CpuBinding::kNone;
   std::string method = "pipeoptim";
   HorizonPolicy horizon = HorizonPolicy::kExact;
   int chunks = 0;                 // stages that each worker holds; 0: the method's default

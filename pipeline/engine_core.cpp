@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/runtime/placement.h"
 #include "pipeline/edge.h"
 #include "pipeline/methods.h"
 #include "pipeline/processes/peer_links.h"
@@ -153,13 +154,18 @@ void EngineCore::allocate() {
   if (allocated) return;
   lanes.resize(stages.size());
   std::vector<std::shared_ptr<Stream>> compute(static_cast<std::size_t>(workers));
+  std::vector<std::vector<int>> places = worker_places();
+  places.resize(compute.size());
   for (int k = first_here; k < end_here; ++k) {
     const int worker = schedule.worker_of(k);
     std::shared_ptr<Stream>& stream = compute[static_cast<std::size_t>(worker)];
     if (!stream) {
       const std::string name = "worker" + std::to_string(worker);
-      stream =
-          std::make_shared<Stream>(device_of(k), StreamOptions{threads_of(worker), config.execution, name});
+      stream = std::make_shared<Stream>(
+          device_of(k), StreamOptions{.threads = threads_of(worker),
+                                      .execution = config.execution,
+                                      .name = name,
+                                      .processors = places[static_cast<std::size_t>(worker)]});
     }
     allocate_lane(k, stream);
   }
@@ -171,12 +177,29 @@ void EngineCore::allocate() {
   allocated = true;
 }
 
+// The processors of each worker; none where they are not bound, or OpenMP was asked to do it.
+std::vector<std::vector<int>> EngineCore::worker_places() const {
+  if (config.cpu_binding == CpuBinding::kNone || config.device.backend != Backend::kHost) return {};
+  for (const char* variable : {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY"}) {
+    if (std::getenv(variable) != nullptr) return {};
+  }
+  std::vector<int> threads;
+  for (int worker = 0; worker < workers; ++worker) threads.push_back(threads_of(worker));
+  return place_workers(usable_machine_cores(), threads);
+}
+
 void EngineCore::allocate_lane(int k, std::shared_ptr<Stream> compute) {
   const auto index = static_cast<std::size_t>(k);
   const Device previous = device_of(std::max(k - 1, 0));
   const Device next = device_of(std::min(k + 1, depth() - 1));
   for (const Device neighbour : {previous, next}) enable_peer_access(device_of(k), neighbour);
-  stages[index].allocate();
+  if (config.cpu_binding == CpuBinding::kAuto && config.device.backend == Backend::kHost) {
+    // By the worker, so that the memory is near to its cores.
+    compute->submit([stage = &stages[index]] { stage->allocate(); });
+    compute->synchronize();
+  } else {
+    stages[index].allocate();
+  }
   lanes[index] = std::make_unique<StageLane>(LaneOptions{.device = device_of(k),
                                                          .previous = previous,
                                                          .next = next,

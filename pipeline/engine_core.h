@@ -82,6 +82,7 @@ struct EngineCore {
 
  private:
   void divide_stages(int depth);
+  std::vector<std::vector<int>> worker_places() const;
   void allocate_lane(int stage, std::shared_ptr<Stream> compute);
   void allocate_loss();
   void connect();

@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "kernels/runtime/device.h"
 
@@ -81,6 +82,9 @@ struct StreamOptions {
   int threads = 1;  // host: cores that loops and library calls of this stream may use
   HostExecution execution = HostExecution::kWorker;
   std::string name = "stream";  // thread name, profiler range
+  // Host, kWorker: the processors, by the system's numbers, that the worker and its OpenMP team run on.
+  // Empty: any.
+  std::vector<int> processors = {};
 };
 
 // An in-order queue of work on one device. Movable, not copyable. The destructor waits for the work and drops

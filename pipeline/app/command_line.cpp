@@ -166,6 +166,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "pipemare-decay", options_.pipemare_decay, "pipemare: decay of the average weight step");
   add(command, "threads", options_.threads,
       "Host threads, divided over the stages (default: OMP_NUM_THREADS, or usable cores)");
+  add(command, "cpu-bind", options_.cpu_bind,
+      "On the cpu: none, or auto: each stage's threads on cores of their own, where there are enough");
   add(command, "device", options_.device, "auto, cpu, cuda");
   add(command, "devices", options_.devices,
       "CUDA devices, over which the stages are divided in order (0: all, at most one a stage)");

@@ -9,6 +9,7 @@
 
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/instruction_set.h"
+#include "kernels/runtime/placement.h"
 #include "models/data/dataset.h"
 #include "models/zoo.h"
 #include "pipeline/app/app.h"
@@ -65,6 +66,7 @@ ExitCode info(const Options& options) {
     const Json all = {{"version", version()},
                       {"cuda", kBuiltWithCuda},
                       {"cores", usable_cores()},
+                      {"cpu_bind", placement_library()},
                       {"instruction_set", chosen_set},
                       {"instruction_sets", instruction_sets()},
                       {"devices", devices()},
@@ -83,6 +85,8 @@ ExitCode info(const Options& options) {
              __VERSION__);
   fmt::print("libraries     {}\n", join(libraries()));
   fmt::print("cores         {} usable\n", usable_cores());
+  fmt::print("--cpu-bind    {}\n",
+             placement_library().empty() ? "built without hwloc" : "by " + placement_library());
   fmt::print("instructions  {}, of {} (PIPEOPTIM_ISA chooses)\n", chosen_set, join(instruction_sets()));
   for (const std::string& device : devices()) fmt::print("device        {}\n", device);
   fmt::print("methods       {}\n", join(method_names()));

@@ -44,6 +44,7 @@ void require_finite(const char* option, double value) {
 
 void validate_names(const Options& options) {
   static const std::vector<std::string> devices = {"auto", "cpu", "cuda"};
+  static const std::vector<std::string> bindings = {"none", "auto"};
   static const std::vector<std::string> colors = {"auto", "always", "none"};
   require_known("model", options.model, model_names());
   require_known("data set", options.data, dataset_names());
@@ -52,6 +53,7 @@ void validate_names(const Options& options) {
   require_known("predictor", options.predictor, predictor_names());
   require_known("optimizer", options.optimizer.rule, optimizer_names());
   require_known("device", options.device, devices);
+  require_known("CPU binding", options.cpu_bind, bindings);
   require_known("color", options.color, colors);
   require_known("matrix precision", options.matrix_precision, matrix_precision_names());
   if (options.lr.kind != "auto") {

@@ -33,6 +33,7 @@ struct Options {
   std::int64_t pipemare_anneal = -1;
   double pipemare_decay = 0.135;
   int threads = 1;
+  std::string cpu_bind = "none";
   std::string device = "auto";
   int devices = 0;  // CUDA devices; 0: all, at most one a stage
   std::string matrix_precision = "fp32";

@@ -128,6 +128,7 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   config.processes = processes;
   config.devices = processes != nullptr ? 1 : choose_device_count(options, device);
   config.threads = options.threads;
+  config.cpu_binding = options.cpu_bind == "auto" ? CpuBinding::kAuto : CpuBinding::kNone;
   config.method = options.method;
   config.horizon = horizon_policy(options.horizon);
   config.chunks = options.chunks;

@@ -133,7 +133,7 @@ class Job {
     std::istringstream lines(line_.resolved_config());
     for (std::string line; std::getline(lines, line);) {
       const std::string key = line.substr(0, line.find(' '));
-      if (key != "threads" && key != "data-dir" && key != "init") text += line + "\n";
+      if (key != "threads" && key != "cpu-bind" && key != "data-dir" && key != "init") text += line + "\n";
     }
     return text;
   }

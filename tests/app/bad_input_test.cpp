@@ -50,6 +50,7 @@ TEST_F(BadInput, UnknownNamesSuggestTheNearest) {
   expect_refused(refused({"--lr-schedule", "cosin"}), 2, {"cosin", "cosine"});
   expect_refused(refused({"--device", "gpu"}), 2, {"gpu", "cpu"});
   expect_refused(refused({"--matrix-precision", "bf61"}), 2, {"bf61", "bf16"});
+  expect_refused(refused({"--cpu-bind", "autp"}), 2, {"autp", "auto"});
   expect_refused(refused({"--stagess", "2"}), 2, {"--stagess", "'--stages'"});
   expect_refused(run({"trane"}), 2, {"trane", "train"});
   EXPECT_EQ(run({}).code, 2);

@@ -46,6 +46,16 @@ TEST_F(Train, LossesRepeatBitForBitOnAnyNumberOfThreads) {
   EXPECT_NE(a[0], c[0]);
 }
 
+TEST_F(Train, BindingToCoresChangesNoNumber) {
+  for (const char* bind : {"none", "auto"}) {
+    const Outcome outcome =
+        train({"--log", out(bind), "--stages", "2", "--threads", "2", "--cpu-bind", bind});
+    ASSERT_EQ(outcome.code, 0) << outcome.err;
+  }
+  const auto none = read_lines(out("none")), bound = read_lines(out("auto"));
+  for (std::size_t t = 0; t < 12; ++t) EXPECT_EQ(none[t], bound[t]);
+}
+
 // F1 to F3 and O6 of docs/methods.md.
 TEST_F(Train, VersionTraceOfPipeOptim) {
   ASSERT_EQ(train({"--version-trace", out("v"), "--stages", "4"}).code, 0);

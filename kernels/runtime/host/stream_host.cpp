@@ -78,6 +78,18 @@ class QueuedStream : public HostStream {
   std::exception_ptr error_;
 };
 
+// The calling thread, and with it the threads of teams that it starts. Where the system refuses, it stays as
+// it was: a matter of speed only.
+void bind(const std::vector<int>& processors) {
+  if (processors.empty()) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (const int processor : processors) {
+    if (processor < CPU_SETSIZE) CPU_SET(static_cast<std::size_t>(processor), &set);
+  }
+  pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
+}
+
 class WorkerStream final : public QueuedStream {
  public:
   explicit WorkerStream(const StreamOptions& options) : ring_(kRing), options_(options) {
@@ -122,6 +134,7 @@ class WorkerStream final : public QueuedStream {
 
   void work() {
     pthread_setname_np(pthread_self(), options_.name.substr(0, 15).c_str());
+    bind(options_.processors);
     omp_set_num_threads(options_.threads);  // of this thread only
     std::unique_lock lock(mutex_);
     while (true) {
