@@ -55,7 +55,8 @@ class StageChannel {
   double copy(std::int32_t count) {
     return seconds(compute(0), [&] {
       for (std::int32_t i = 0; i < count; ++i) {
-        compute(0).copy(core_.stages[1].input(slot(1, i)), core_.stages[0].output(slot(0, i)), bytes_);
+        compute(0).copy(core_.stages[1].input(slot(1, i)).memory(),
+                        core_.stages[0].output(slot(0, i)).memory(), bytes_);
       }
     });
   }

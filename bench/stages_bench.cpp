@@ -113,9 +113,9 @@ class TwoStages {
   void run_loss(int slot) {
     const Stage& last = core_.stages.back();
     core_.loss->run({.stream = compute(core_.depth() - 1),
-                     .logits = ConstTensor(last.output(slot), last.output_shape()),
+                     .logits = last.output(slot),
                      .labels = core_.labels.data(),
-                     .logits_gradient = {last.output_gradient(slot), last.output_shape()},
+                     .logits_gradient = last.output_gradient(slot),
                      .loss_sum = core_.loss_sums.data(),
                      .correct = core_.correct.data(),
                      .scale = 1.0F / static_cast<float>(core_.minibatch_labels()),
