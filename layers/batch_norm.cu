@@ -87,7 +87,7 @@ struct ChunkMoments {
     const std::int64_t channels = chunks.channels;
     sum_rows<Moments>(
         team, chunks.slab(index), packs,
-        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
           Moments<kWidth> all{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto row = load_tile<kWidth>(x + r * channels + c);
@@ -108,7 +108,7 @@ struct ChunkMoments {
           }
           return all;
         },
-        [&]<int kWidth>(std::int64_t c, const Moments<kWidth>& all) {
+        [&]<int kWidth>(std::int64_t c, const Moments<kWidth>& all) PO_INLINED {
           store_tile(mean + index * channels + c, all.mean);
           store_tile(deviation + index * channels + c, all.deviation);
         });
@@ -135,7 +135,7 @@ struct FinishMoments {
     const Slab slab = column_slab(index, chunks.count(), channels);
     sum_rows<Sums<2, double>::Of>(
         team, slab, SingleValues{},
-        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
           const auto pivot = load_tile<kWidth>(chunk_mean + c);
           Sums<2, double>::Of<kWidth> sums{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
@@ -153,7 +153,7 @@ struct FinishMoments {
           }
           return sums;
         },
-        [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) {
+        [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) PO_INLINED {
           PO_SIMD
           for (int v = 0; v < kWidth; ++v) finish(c + v, sums.sum[0].value[v], sums.sum[1].value[v]);
         });
@@ -201,7 +201,7 @@ struct Normalize {
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     const std::int64_t channels = chunks.channels;
-    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
       const auto slope = load_tile<kWidth>(scale + c), offset = load_tile<kWidth>(shift + c);
       for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
         const auto row = load_tile<kWidth>(x + r * channels + c);
@@ -242,7 +242,7 @@ struct ChunkSums {
     const std::int64_t channels = chunks.channels;
     sum_rows<Sums<2>::Of>(
         team, chunks.slab(index), packs,
-        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
           const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
           const auto mean = load_tile<kWidth>(from.mean + c);
           Sums<2>::Of<kWidth> sums{};
@@ -260,7 +260,7 @@ struct ChunkSums {
           }
           return sums;
         },
-        [&]<int kWidth>(std::int64_t c, Sums<2>::Of<kWidth> sums) {
+        [&]<int kWidth>(std::int64_t c, Sums<2>::Of<kWidth> sums) PO_INLINED {
           const auto rstd = load_tile<kWidth>(from.rstd + c);
           PO_SIMD
           for (int v = 0; v < kWidth; ++v) sums.sum[1].value[v] *= rstd.value[v];
@@ -283,7 +283,7 @@ struct FinishSums {
     const std::int64_t channels = chunks.channels;
     sum_rows<Sums<2, double>::Of>(
         team, column_slab(index, chunks.count(), channels), SingleValues{},
-        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
           Sums<2, double>::Of<kWidth> sums{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto sum = load_tile<kWidth>(chunk_sum + r * channels + c);
@@ -296,7 +296,7 @@ struct FinishSums {
           }
           return sums;
         },
-        [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) {
+        [&]<int kWidth>(std::int64_t c, const Sums<2, double>::Of<kWidth>& sums) PO_INLINED {
           PO_SIMD
           for (int v = 0; v < kWidth; ++v) finish(c + v, sums.sum[0].value[v], sums.sum[1].value[v]);
         });
@@ -328,7 +328,7 @@ struct InputGradient {
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     const std::int64_t channels = chunks.channels;
-    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
       const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
       const auto of_g = load_tile<kWidth>(from.of_g + c), of_x = load_tile<kWidth>(from.of_x + c);
       const auto rest = load_tile<kWidth>(from.rest + c);

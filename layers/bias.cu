@@ -31,7 +31,7 @@ struct AddBias {
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     T* const to = values + row * columns;
-    for_each_tile(team, columns, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, columns, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(to + c), addend = load_tile<kWidth>(bias + c);
       Pack<kWidth> sum;
       PO_SIMD
@@ -55,7 +55,7 @@ struct SumChunk {
   template <typename Team>
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
     sum_columns(team, row_slab(chunk, chunk_rows, rows, columns), values, columns, packs,
-                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
+                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) PO_INLINED {
                   store_tile(partial + chunk * columns + c, all.sum[0]);
                 });
   }
@@ -73,7 +73,7 @@ struct SumPartials {
   template <typename Team>
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     sum_columns(team, column_slab(index, chunks, columns), partial, columns, packs,
-                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
+                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) PO_INLINED {
                   PO_SIMD
                   for (int v = 0; v < kWidth; ++v) {
                     const float sum = all.sum[0].value[v];

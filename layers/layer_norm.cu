@@ -41,13 +41,13 @@ struct Normalize {
     const X* const x = input + row * features;
     Y* const y = output + row * features;
     Totals sums(0), squares(0);
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(x + c);
       PO_SIMD
       for (int v = 0; v < kWidth; ++v) sums.value[v] += value.value[v];
     });
     const float mean = sums.reduce(team, SumOf{}) / static_cast<float>(features);
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(x + c);
       PO_SIMD
       for (int v = 0; v < kWidth; ++v) {
@@ -61,7 +61,7 @@ struct Normalize {
       means[row] = mean;
       rstds[row] = rstd;
     }
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(x + c);
       const auto gain = load_tile<kWidth>(weight + c), shift = load_tile<kWidth>(bias + c);
       Pack<kWidth> out;
@@ -92,7 +92,7 @@ struct InputGradient {
     X* const dx = input_gradient + row * features;
     const float mean = means[row], rstd = rstds[row];
     Totals sums(0), products(0);
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dy + c);
       const auto gain = load_tile<kWidth>(weight + c);
       PO_SIMD
@@ -104,7 +104,7 @@ struct InputGradient {
     });
     const float of_g = sums.reduce(team, SumOf{}) / static_cast<float>(features);
     const float of_xhat = products.reduce(team, SumOf{}) / static_cast<float>(features);
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dy + c);
       const auto gain = load_tile<kWidth>(weight + c);
       Pack<kWidth> out;
@@ -138,7 +138,7 @@ struct ChunkSums {
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
     sum_rows<GradientSums::Of>(
         team, row_slab(chunk, kChunkRows, rows, features), packs,
-        [&]<int kWidth>(std::int64_t c, const RowSteps& steps) {
+        [&]<int kWidth>(std::int64_t c, const RowSteps& steps) PO_INLINED {
           GradientSums::Of<kWidth> all{};
           PO_UNROLL(2)
           for (std::int64_t r = steps.begin; r < steps.end; r += steps.step) {
@@ -153,7 +153,7 @@ struct ChunkSums {
           }
           return all;
         },
-        [&]<int kWidth>(std::int64_t c, const GradientSums::Of<kWidth>& all) {
+        [&]<int kWidth>(std::int64_t c, const GradientSums::Of<kWidth>& all) PO_INLINED {
           store_tile(products + chunk * features + c, all.sum[0]);
           store_tile(sums + chunk * features + c, all.sum[1]);
         });
@@ -175,7 +175,7 @@ struct SumChunks {
   PO_HD void operator()(std::int64_t index, const Team& team) const {
     sum_rows<GradientSums::Of>(
         team, column_slab(index, chunks, features), packs,
-        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+        [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
           GradientSums::Of<kWidth> all{};
           for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
             const auto product = load_tile<kWidth>(products + r * features + c);
@@ -188,7 +188,7 @@ struct SumChunks {
           }
           return all;
         },
-        [&]<int kWidth>(std::int64_t c, const GradientSums::Of<kWidth>& all) {
+        [&]<int kWidth>(std::int64_t c, const GradientSums::Of<kWidth>& all) PO_INLINED {
           PO_SIMD
           for (int v = 0; v < kWidth; ++v) {
             const float product = all.sum[0].value[v], sum = all.sum[1].value[v];

@@ -27,7 +27,7 @@ struct Windows {
     const std::int64_t record = line / down, y = line % down, first = line * across;
 #if defined(__CUDA_ARCH__)
     // The tiles of all pixels, one after the other, so that few channels do not leave members idle.
-    const auto share = [&]<int kWidth>() {
+    const auto share = [&]<int kWidth>() PO_INLINED {
       const auto tiles = static_cast<int>(channels / kWidth), all = static_cast<int>(across) * tiles;
       PO_UNROLL(1)
       for (int i = team.rank(); i < all; i += team.size()) {
@@ -38,7 +38,7 @@ struct Windows {
     packs ? share.template operator()<4>() : share.template operator()<1>();
 #else
     for (std::int64_t x = 0; x < across; ++x) {
-      for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+      for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
         body.template tile<kWidth>(Pixel{record, y, x, first + x}, c);
       });
     }
@@ -210,7 +210,7 @@ struct GlobalForward {
   template <typename Team>
   PO_HD void operator()(std::int64_t record, const Team& team) const {
     sum_columns(team, row_slab(record, pixels, (record + 1) * pixels, channels), x, channels, packs,
-                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) {
+                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) PO_INLINED {
                   store_tile(y + record * channels + c,
                              scaled<kWidth>(all.sum[0], 1.0F / static_cast<float>(pixels)));
                 });
@@ -226,7 +226,7 @@ struct GlobalBackward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
-    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto gradient = load_tile<kWidth>(dy + row / pixels * channels + c);
       store_tile(dx + row * channels + c, scaled<kWidth>(gradient, 1.0F / static_cast<float>(pixels)));
     });

@@ -88,9 +88,10 @@ PO_HD void for_each_tile_of_rows(const Team& team, const Slab& slab, bool packs,
   };
   packs ? share.template operator()<4>() : share.template operator()<1>();
 #else
-  for_each_tile(team, slab.column_end - slab.column_begin, packs, [&]<int kWidth>(std::int64_t c) {
+  const auto tile = [&]<int kWidth>(std::int64_t c) PO_INLINED {
     body.template operator()<kWidth>(slab.column_begin + c, RowSteps{slab.row_begin, slab.row_end, 1});
-  });
+  };
+  for_each_tile(team, slab.column_end - slab.column_begin, packs, tile);
 #endif
 }
 
@@ -123,9 +124,10 @@ PO_HD void sum_rows(const Team& team, const Slab& slab, Packs packs, const Terms
   }
 #else
   static_cast<void>(packs);
-  for_each_tile_of_rows(team, slab, true, [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+  const auto tile = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
     store.template operator()<kWidth>(c, terms.template operator()<kWidth>(c, rows));
-  });
+  };
+  for_each_tile_of_rows(team, slab, true, tile);
 #endif
 }
 
@@ -212,7 +214,7 @@ PO_HD void sum_columns(const Team& team, const Slab& slab, const T* values, std:
                        const Store& store) {
   sum_rows<Sums<1>::Of>(
       team, slab, packs,
-      [&]<int kWidth>(std::int64_t c, const RowSteps& rows) {
+      [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
         Sums<1>::Of<kWidth> all{};
         for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
           const auto tile = load_tile<kWidth>(values + r * columns + c);
