@@ -172,8 +172,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "devices", options_.devices,
       "CUDA devices, over which the stages are divided in order (0: all, at most one a stage)");
   add(command, "matrix-precision", options_.matrix_precision,
-      "Of products and convolutions: fp32, or faster bf16 (factors of 7 bits) or, on CUDA, tf32 (of 10 "
-      "bits)");
+      "Of products and convolutions: fp32, or faster bf16 (factors of 7 bits, and activations where layers "
+      "can) or, on CUDA, tf32 (factors of 10 bits)");
   add_flag(command, "cuda-graph", options_.cuda_graph,
            "Launch forwards and backwards as CUDA graphs: the same results, fewer launches");
 }
