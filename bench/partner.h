@@ -75,6 +75,7 @@ class Partner {
       : listener_(listen_on(0)), child_(start(serve)), lines_{ProjectLine(accept()), PlainLine(accept())} {}
   ~Partner() {
     end();
+    { const Lines closed = std::move(lines_); }  // a partner that waits for a message sees the end
     waitpid(child_, nullptr, 0);
   }
   Partner(const Partner&) = delete;

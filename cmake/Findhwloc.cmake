@@ -3,7 +3,7 @@ find_path(hwloc_INCLUDE_DIR hwloc.h)
 find_library(hwloc_LIBRARY hwloc)
 if(hwloc_INCLUDE_DIR)
   file(STRINGS ${hwloc_INCLUDE_DIR}/hwloc.h hwloc_version_line REGEX "define HWLOC_API_VERSION 0x")
-  string(REGEX REPLACE ".*0x000([0-9])([0-9][0-9]).*" "\\1.\\2" hwloc_VERSION "${hwloc_version_line}")
+  string(REGEX REPLACE ".*0x000([0-9]).*" "\\1" hwloc_VERSION "${hwloc_version_line}")  # the rest is hexadecimal
 endif()
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(hwloc REQUIRED_VARS hwloc_LIBRARY hwloc_INCLUDE_DIR VERSION_VAR hwloc_VERSION)

@@ -69,7 +69,7 @@ struct LayerPlan {
   std::size_t workspace_bytes = 0;  // per stage, contents undefined between calls
   Needs needs = Needs::kInput;
   bool in_place = false;      // output may be the input's memory, and, for a layer without parameters, the
-                              // input gradient the output gradient's
+                              // input gradient the output gradient's, where both are of one type
   bool random = false;        // its work depends on the RandomKey, so a pass cannot be captured and repeated
   double forward_flops = 0;   // for partitioning: floating point operations of one forward,
   double backward_flops = 0;  // of both backwards,
@@ -89,11 +89,11 @@ constexpr ElementTypes same_types(ElementTypes offered) {
 
 enum class Mode { kTraining, kEvaluation };
 
-// How products and convolutions of fp32 values may be computed. The factors are rounded to 10 bits of
-// mantissa (kTf32: on CUDA only, the host's stay fp32) or 7 (kBf16); sums and results stay in fp32, but for
-// convolutions of which cuDNN has only a bf16 result. Factors of products without weights (attention's
-// scores, the states of an LSTM) are rounded on CUDA only, by the product itself: on the host each would be a
-// pass over values that are used once.
+// How products and convolutions may be computed. The factors are rounded to 10 bits of mantissa (kTf32: on
+// CUDA only, the host's stay fp32) or 7 (kBf16), the sums are fp32, and results are rounded where they are
+// stored in bf16, or where cuDNN has a convolution with such a result only. Factors of products without
+// weights (attention's scores, the states of an LSTM) are rounded on CUDA only, by the product itself: on the
+// host each would be a pass over values that are used once.
 enum class MatrixPrecision { kFp32, kTf32, kBf16 };
 
 // What a layer applies to its output in the same pass, where it offers that.

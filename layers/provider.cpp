@@ -75,9 +75,23 @@ ElementTypes product_types(MatrixPrecision precision, ElementTypes offered) {
   return precision == MatrixPrecision::kBf16 ? offered : ElementTypes{};
 }
 
+namespace {
+
+// For messages: of a product in bf16, what is stored in it.
+std::string stored(const ElementTypes& types) {
+  const bool input = types.input == ElementType::kBf16, output = types.output == ElementType::kBf16;
+  if (!input && !output) return "";
+  return input && output ? " in and out" : input ? " in" : " out";
+}
+
+}  // namespace
+
 std::string describe(const LinearSpec& spec) {
-  return "linear " + std::to_string(spec.rows) + " x " + std::to_string(spec.in) + " -> " +
-         std::to_string(spec.out);
+  std::string text = "linear " + std::to_string(spec.rows) + " x " + std::to_string(spec.in) + " -> " +
+                     std::to_string(spec.out);
+  if (spec.precision == MatrixPrecision::kTf32) text += ", tf32";
+  if (spec.precision == MatrixPrecision::kBf16) text += ", bf16" + stored(spec.types);
+  return text;
 }
 
 namespace {
@@ -106,7 +120,7 @@ std::string describe(const ConvolutionSpec& spec) {
                      (spec.groups == 1 ? " group" : " groups");
   if (spec.bias) text += ", with bias";
   if (spec.precision == MatrixPrecision::kTf32) text += ", tf32";
-  if (spec.precision == MatrixPrecision::kBf16) text += ", bf16";
+  if (spec.precision == MatrixPrecision::kBf16) text += ", bf16" + stored(spec.types);
   return text;
 }
 

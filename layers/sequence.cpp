@@ -23,6 +23,19 @@ Range slice(const Range& all, std::size_t first, std::size_t count) {
 
 }  // namespace
 
+namespace {
+
+void require_offered(const Layer& layer, ElementTypes offered, ElementTypes chosen) {
+  const auto adds = [](ElementType choice, ElementType offer) {
+    return choice == ElementType::kBf16 && offer == ElementType::kFp32;
+  };
+  if (adds(chosen.input, offered.input) || adds(chosen.output, offered.output)) {
+    throw std::logic_error(layer.describe() + ": chooses bf16 where it is offered fp32");
+  }
+}
+
+}  // namespace
+
 std::vector<ElementType> agree_on_types(std::span<Layer* const> layers, MatrixPrecision precision,
                                         ElementTypes ends) {
   const bool rounds = precision == MatrixPrecision::kBf16;
@@ -36,6 +49,7 @@ std::vector<ElementType> agree_on_types(std::span<Layer* const> layers, MatrixPr
     for (std::size_t i = 0; i < layers.size(); ++i) {
       const ElementTypes offered{types[i], types[i + 1]};
       const ElementTypes chosen = layers[i]->choose_types(offered);
+      require_offered(*layers[i], offered, chosen);
       agreed = agreed && chosen == offered;
       types[i] = chosen.input;
       types[i + 1] = chosen.output;
@@ -141,8 +155,9 @@ LayerPlan Sequence::plan(Device device, int threads, const Shape& input) {
 
 // The memory of the child's input is free for its output: in-place, and nobody reads that input in backward.
 bool Sequence::output_shares_input(std::size_t child) const {
-  return child > 0 && children_[child].plan.in_place && !needs_output(children_[child - 1].plan.needs) &&
-         !needs_input(children_[child].plan.needs);
+  return child > 0 && children_[child].plan.in_place &&
+         boundaries_[child].type == boundaries_[child + 1].type &&
+         !needs_output(children_[child - 1].plan.needs) && !needs_input(children_[child].plan.needs);
 }
 
 void Sequence::place_activations(ArenaPlan& stash, ArenaPlan& workspace) {
@@ -209,7 +224,8 @@ void Sequence::place_gradients(ArenaPlan& stash, ArenaPlan& workspace) {
     Boundary& here = boundaries_[i];
     const Boundary& behind = boundaries_[i + 1];
     // backward_weights still reads the output gradient, so a layer with parameters keeps the two apart.
-    const bool in_place = children_[i].plan.in_place && shares_[i].parameters == 0;
+    const bool in_place =
+        children_[i].plan.in_place && shares_[i].parameters == 0 && here.type == behind.type;
     if (in_place && behind.gradient_home != Home::kOutput) {
       here.gradient_home = behind.gradient_home;
       here.gradient_offset = behind.gradient_offset;

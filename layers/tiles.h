@@ -139,7 +139,7 @@ using Tile = Pack<kWidth, std::conditional_t<std::is_same_v<T, Bf16>, float, T>>
 #else
 struct WidenedValues {
   const Bf16* from;
-  float operator[](int v) const { return to_float(from[v]); }
+  PO_HD float operator[](int v) const { return to_float(from[v]); }
 };
 template <int, typename T>
 struct Tile {

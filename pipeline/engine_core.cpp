@@ -78,7 +78,10 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   // Of the whole model, so that results do not depend on where it is cut.
   std::vector<Layer*> model;
   for (const auto& stage : layers) {
-    for (const NamedLayer& named : stage) model.push_back(named.layer.get());
+    for (const NamedLayer& named : stage) {
+      if (!named.layer) throw std::invalid_argument("layer '" + named.name + "' is null");
+      model.push_back(named.layer.get());
+    }
   }
   const std::vector<ElementType> types = agree_on_types(model, config.precision, {});
   std::size_t first_layer = 0;

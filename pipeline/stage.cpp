@@ -37,7 +37,8 @@ Stage::Stage(StageOptions options, std::vector<NamedLayer> layers) : options_(st
   layers_ = std::make_unique<Sequence>(std::move(layers), options_.split);
   layers_->set_precision(options_.precision);
   if (!(layers_->choose_types(options_.types) == options_.types)) {
-    throw std::logic_error("stage " + std::to_string(options_.index) + ": its layers have other types");
+    throw std::logic_error("stage " + std::to_string(options_.index) +
+                           ": its layers do not agree to the types of its ends");
   }
   plan_ = layers_->plan(options_.device, options_.threads, options_.input);
   place_tensors();

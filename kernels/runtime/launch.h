@@ -7,7 +7,7 @@
 //
 // for_each on CUDA can move 16 bytes an access. A body asks for it with three more members (see pack.h):
 //
-//   static constexpr int kWidth = 4                  elements of a pack, 16 bytes
+//   static constexpr int kWidth = 4                  elements of a pack, 16 bytes (8 of bf16)
 //   template <int kWidth> PO_HD void at(i) const     the elements i to i + kWidth - 1; body(i) is at<1>(i)
 //   bool packs() const                               on the host: whether its arrays allow_packs(...)
 //

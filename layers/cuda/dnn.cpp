@@ -1,5 +1,5 @@
 // Convolutions on CUDA: three execution plans of cuDNN's graph interface, for NHWC tensors and [out, kh, kw,
-// in/groups] weights in fp32, or with factors in bf16 that are rounded into the workspace. A plan is the
+// in/groups] weights in fp32, or in bf16, to which factors that come in fp32 are rounded first. A plan is the
 // first of cuDNN's heuristics (mode A, then its fallbacks), not timed, that computes in the precision asked
 // for within kMaxWorkspace; deterministic ones first, so that two runs do the same. Plans are not shared
 // between convolutions of one shape: cuDNN does not promise that every engine's plan may run in several

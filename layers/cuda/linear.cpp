@@ -87,7 +87,6 @@ class Product {
     set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSA, operands.operation_a);
     set(descriptor_, CUBLASLT_MATMUL_DESC_TRANSB, operands.operation_b);
     set(descriptor_, CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-    set(descriptor_, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, operands.d.type);
     choose(handle, what, operands);
   }
 

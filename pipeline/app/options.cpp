@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "kernels/runtime/names.h"
+#include "kernels/runtime/placement.h"
 #include "layers/provider.h"
 #include "models/data/dataset.h"
 #include "models/zoo.h"
@@ -54,6 +55,9 @@ void validate_names(const Options& options) {
   require_known("optimizer", options.optimizer.rule, optimizer_names());
   require_known("device", options.device, devices);
   require_known("CPU binding", options.cpu_bind, bindings);
+  if (options.cpu_bind == "auto" && placement_library().empty()) {
+    throw std::invalid_argument("--cpu-bind auto needs hwloc, without which this program was built");
+  }
   require_known("color", options.color, colors);
   require_known("matrix precision", options.matrix_precision, matrix_precision_names());
   if (options.lr.kind != "auto") {

@@ -8,6 +8,7 @@
 #include <sstream>
 #include <thread>
 
+#include "kernels/runtime/placement.h"
 #include "tests/app/program.h"
 
 namespace pipeoptim::test {
@@ -47,6 +48,7 @@ TEST_F(Train, LossesRepeatBitForBitOnAnyNumberOfThreads) {
 }
 
 TEST_F(Train, BindingToCoresChangesNoNumber) {
+  if (placement_library().empty()) GTEST_SKIP() << "built without hwloc";
   for (const char* bind : {"none", "auto"}) {
     const Outcome outcome =
         train({"--log", out(bind), "--stages", "2", "--threads", "2", "--cpu-bind", bind});

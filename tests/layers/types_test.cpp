@@ -132,15 +132,17 @@ class Types : public testing::TestWithParam<Parameters> {
     ElementTypes types;
   };
   // Of inputs and output gradients that bf16 holds exactly.
-  Results run(const ElementTypes& offered) const {
+  Results run(const ElementTypes& offered, BackwardSplit split = BackwardSplit::kJoined) const {
     const LayerPtr layer = given().make();
     layer->set_precision(MatrixPrecision::kBf16);
+    layer->set_backward_split(split);
     LayerRun run(*layer, given().input, 1, device(), offered);
     const std::vector<Parameter> parameters = layer->parameters();
     for (std::size_t p = 0; p < parameters.size(); ++p) {
       run.set_parameter(p,
                         random_values(parameters[p].shape.elements(), 10 + static_cast<unsigned>(p), 0.5F));
     }
+    run.gradients_apart = split == BackwardSplit::kSplit;
     Results results;
     results.types = run.types();
     results.output = run.forward(nearest_bf16(random_values(given().input.elements(), 1)));
@@ -167,12 +169,19 @@ class Types : public testing::TestWithParam<Parameters> {
 TEST_P(Types, AreRoundedWhereTheyAreStored) {
   const Results fp32 = run(kNone), bf16 = run(given().types);
   EXPECT_EQ(fp32.types, kNone);
-  if (!(bf16.types == given().types)) GTEST_SKIP() << "stores fp32 on this device";
+  ASSERT_EQ(bf16.types, given().types);
   expect(bf16.output, fp32.output, bf16.types.output, "output");
   expect(bf16.input_gradient, fp32.input_gradient, bf16.types.input, "input gradient");
   for (std::size_t p = 0; p < fp32.gradients.size(); ++p) {
     expect(bf16.gradients[p], fp32.gradients[p], kFp32, "gradient " + std::to_string(p));
   }
+}
+
+TEST_P(Types, AreTheSameWhereGradientsComeApart) {
+  const Results together = run(given().types), apart = run(given().types, BackwardSplit::kSplit);
+  EXPECT_EQ(apart.output, together.output);
+  EXPECT_EQ(apart.input_gradient, together.input_gradient);
+  EXPECT_EQ(apart.gradients, together.gradients);
 }
 
 std::string case_name(const testing::TestParamInfo<Parameters>& test) {
@@ -214,6 +223,21 @@ TEST(Chain, KeepsFp32WhereANeighbourNeedsIt) {
   chain.then<ReLU>().then<Linear>(8, 8).then<ReLU>().then<PositionEmbedding>(
       PositionEmbeddingOptions{.positions = 4, .features = 8});
   EXPECT_EQ(chain.types(MatrixPrecision::kBf16), Expected(5, kFp32));
+}
+
+class AlwaysBf16 final : public Layer {
+ public:
+  std::string describe() const override { return "always bf16"; }
+  ElementTypes choose_types(ElementTypes) override { return kBoth; }
+  LayerPlan plan(Device, int, const Shape&) override { return {}; }
+  void forward(const ForwardContext&) const override {}
+  void backward_input(const BackwardContext&) const override {}
+};
+
+TEST(Chain, RefusesWhatWasNotOffered) {
+  Chain chain;
+  chain.then<AlwaysBf16>();
+  EXPECT_THROW(chain.types(MatrixPrecision::kBf16), std::logic_error);
 }
 
 TEST(Chain, RoundsBehindALayerNorm) {

@@ -88,7 +88,7 @@ Topology new_topology() {
   return Topology(topology);
 }
 
-// What the cores below it share: the last cache, else a NUMA node's memory.
+// What the cores below it share: the third-level cache, else a NUMA node's memory.
 int domain_of(hwloc_topology_t topology, hwloc_obj_t core) {
   for (hwloc_obj_t above = core->parent; above != nullptr; above = above->parent) {
     if (above->type == HWLOC_OBJ_L3CACHE) return static_cast<int>(above->logical_index);
