@@ -55,9 +55,8 @@ struct SumChunk {
   template <typename Team>
   PO_HD void operator()(std::int64_t chunk, const Team& team) const {
     sum_columns(team, row_slab(chunk, chunk_rows, rows, columns), values, columns, packs,
-                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all) PO_INLINED {
-                  store_tile(partial + chunk * columns + c, all.sum[0]);
-                });
+                [&]<int kWidth>(std::int64_t c, const Sums<1>::Of<kWidth>& all)
+                    PO_INLINED { store_tile(partial + chunk * columns + c, all.sum[0]); });
   }
 };
 
