@@ -47,6 +47,18 @@ std::int64_t output_extent(const ConvolutionSpec& spec, int axis) {
   return (padded - reach) / spec.stride + 1;
 }
 
+// For messages: of a product in bf16, what is stored in it.
+std::string stored(const ElementTypes& types) {
+  const bool input = types.input == ElementType::kBf16, output = types.output == ElementType::kBf16;
+  if (!input && !output) return "";
+  return input && output ? " in and out" : input ? " in" : " out";
+}
+
+void check_types(MatrixPrecision precision, const ElementTypes& types, const std::string& what) {
+  if (precision == MatrixPrecision::kBf16 || types == ElementTypes{}) return;
+  throw std::invalid_argument(what + ": only products in bf16 have tensors in bf16");
+}
+
 }  // namespace
 
 const std::vector<std::string>& matrix_precision_names() {
@@ -75,17 +87,6 @@ ElementTypes product_types(MatrixPrecision precision, ElementTypes offered) {
   return precision == MatrixPrecision::kBf16 ? offered : ElementTypes{};
 }
 
-namespace {
-
-// For messages: of a product in bf16, what is stored in it.
-std::string stored(const ElementTypes& types) {
-  const bool input = types.input == ElementType::kBf16, output = types.output == ElementType::kBf16;
-  if (!input && !output) return "";
-  return input && output ? " in and out" : input ? " in" : " out";
-}
-
-}  // namespace
-
 std::string describe(const LinearSpec& spec) {
   std::string text = "linear " + std::to_string(spec.rows) + " x " + std::to_string(spec.in) + " -> " +
                      std::to_string(spec.out);
@@ -93,15 +94,6 @@ std::string describe(const LinearSpec& spec) {
   if (spec.precision == MatrixPrecision::kBf16) text += ", bf16" + stored(spec.types);
   return text;
 }
-
-namespace {
-
-void check_types(MatrixPrecision precision, const ElementTypes& types, const std::string& what) {
-  if (precision == MatrixPrecision::kBf16 || types == ElementTypes{}) return;
-  throw std::invalid_argument(what + ": only products in bf16 have tensors in bf16");
-}
-
-}  // namespace
 
 std::unique_ptr<LinearPlan> make_linear(Device device, int threads, const LinearSpec& spec) {
   if (spec.rows < 1 || spec.in < 1 || spec.out < 1) {

@@ -21,10 +21,6 @@ Range slice(const Range& all, std::size_t first, std::size_t count) {
   return all.subspan(first, count);
 }
 
-}  // namespace
-
-namespace {
-
 void require_offered(const Layer& layer, ElementTypes offered, ElementTypes chosen) {
   const auto adds = [](ElementType choice, ElementType offer) {
     return choice == ElementType::kBf16 && offer == ElementType::kFp32;
