@@ -162,7 +162,8 @@ class LayerRun {
     }
     std::vector<Bf16> rounded(values.size());
     copy_to_host(rounded.data(), from.memory(), from.bytes(), device_);
-    std::transform(rounded.begin(), rounded.end(), values.begin(), to_float);
+    std::transform(rounded.begin(), rounded.end(), values.begin(),
+                   [](Bf16 value) { return to_float(value); });
     return values;
   }
   static std::vector<float> get(const Buffer<float>& from) {
