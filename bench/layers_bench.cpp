@@ -128,9 +128,7 @@ class PlannedLayer {
   // An embedding's input.
   void use_tokens(std::int64_t vocabulary) {
     std::vector<float> tokens(input_.size());
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      tokens[i] = static_cast<float>(i * 7919 % static_cast<std::size_t>(vocabulary));
-    }
+    write_tokens(tokens, vocabulary);
     copy_from_host(input_.data(), tokens.data(), tokens.size() * sizeof(float), device());
   }
 

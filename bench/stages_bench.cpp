@@ -167,18 +167,9 @@ void own_speed(benchmark::State& state, const Case& c) {
   state.SetLabel(std::string("a mini-batch; slower stage / pipeline, ") + c.rule);
 }
 
-BENCHMARK_CAPTURE(own_speed, mlp, Case{"mlp", {.hidden = {1024, 1024}}, 128, "adamw", 64})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(own_speed, resnet20, Case{"resnet20", {.image = {32, 32, 3}}, 128, "sgdm", 8})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(own_speed, gpt, Case{"gpt", {}, 16, "adamw", 8})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
+PIPEOPTIM_TRAINING(own_speed, mlp, mlp(64));
+PIPEOPTIM_TRAINING(own_speed, resnet20, resnet20(8));
+PIPEOPTIM_TRAINING(own_speed, gpt, gpt(8));
 
 }  // namespace
 

@@ -65,32 +65,15 @@ void step(benchmark::State& state, const Case& c) {
   state.SetLabel("samples/s, " + std::to_string(c.minibatches) + " mini-batches a pass, " + c.rule);
 }
 
-BENCHMARK_CAPTURE(step, mlp, Case{"mlp", {.hidden = {1024, 1024}}, 128, "adamw", 48})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(step, cnn, Case{"cnn", {}, 128, "adamw", 24})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(step, resnet20, Case{"resnet20", {.image = {32, 32, 3}}, 128, "sgdm", 8})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(step, vgg16, Case{"vgg16", {.image = {32, 32, 3}}, 128, "sgdm", 4})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(step, gpt, Case{"gpt", {}, 16, "adamw", 16})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_CAPTURE(
+PIPEOPTIM_TRAINING(step, mlp, mlp(48));
+PIPEOPTIM_TRAINING(step, cnn, Case{"cnn", {}, 128, "adamw", 24});
+PIPEOPTIM_TRAINING(step, resnet20, resnet20(8));
+PIPEOPTIM_TRAINING(step, vgg16, Case{"vgg16", {.image = {32, 32, 3}}, 128, "sgdm", 4});
+PIPEOPTIM_TRAINING(step, gpt, gpt(16));
+PIPEOPTIM_TRAINING(
     step, lstm,
-    Case{"lstm", {.classes = 2, .features = 512, .sequence_length = 64, .vocabulary = 20000}, 32, "adamw", 8})
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
+    Case{
+        "lstm", {.classes = 2, .features = 512, .sequence_length = 64, .vocabulary = 20000}, 32, "adamw", 8});
 
 }  // namespace
 

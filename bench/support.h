@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -17,6 +18,13 @@
 #include "kernels/runtime/stream.h"
 
 namespace pipeoptim::bench {
+
+// Tokens from all of a vocabulary.
+inline void write_tokens(std::span<float> to, std::int64_t vocabulary) {
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    to[i] = static_cast<float>(i * 7919 % static_cast<std::size_t>(vocabulary));
+  }
+}
 
 // PIPEOPTIM_BENCH_THREADS, else every core that the process may use.
 inline int threads() {

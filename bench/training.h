@@ -18,6 +18,22 @@ struct Case {
   std::int64_t minibatches;  // in a pass
 };
 
+// What both step_bench and stages_bench train, with as many mini-batches as a pass is to have.
+inline Case mlp(std::int64_t minibatches) {
+  return {"mlp", {.hidden = {1024, 1024}}, 128, "adamw", minibatches};
+}
+inline Case resnet20(std::int64_t minibatches) {
+  return {"resnet20", {.image = {32, 32, 3}}, 128, "sgdm", minibatches};
+}
+inline Case gpt(std::int64_t minibatches) { return {"gpt", {}, 16, "adamw", minibatches}; }
+
+// `function` of a state and a case; both are named after the model.
+#define PIPEOPTIM_TRAINING(function, model, ...)  \
+  BENCHMARK_CAPTURE(function, model, __VA_ARGS__) \
+      ->UseManualTime()                           \
+      ->Iterations(3)                             \
+      ->Unit(benchmark::kMillisecond)
+
 // The same random mini-batch again and again.
 class SyntheticBatch final : public BatchSource {
  public:
@@ -28,9 +44,7 @@ class SyntheticBatch final : public BatchSource {
     const std::int64_t labels = kind == DataKind::kRunningText ? input.elements() : input[0];
     for (std::int64_t i = 0; i < labels; ++i) labels_.push_back(static_cast<std::int32_t>(i % classes));
     if (kind == DataKind::kImages) return;
-    for (std::size_t i = 0; i < inputs_.size(); ++i) {  // tokens from all of the vocabulary
-      inputs_.data()[i] = static_cast<float>(i * 7919 % static_cast<std::size_t>(c.options.vocabulary));
-    }
+    write_tokens({inputs_.data(), inputs_.size()}, c.options.vocabulary);
   }
   Batch acquire(std::int64_t) override { return {inputs_.data(), labels_.data()}; }
   void release(std::int64_t) override {}

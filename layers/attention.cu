@@ -43,7 +43,7 @@ struct Softmax {
     const std::int64_t t = row % length, end = block_end(t, block, length);
     const float first = x[0];
     Totals highest(first);
-    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto score = load_tile<kWidth>(x + c);
       const auto shown =
           static_cast<std::int32_t>(t - c);  // the last one of the tile; 32 bits, as the values
@@ -55,7 +55,7 @@ struct Softmax {
     });
     const float largest = highest.reduce(team, LargerOf{});
     Totals sums(0);
-    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto score = load_tile<kWidth>(x + c);
       const auto shown = static_cast<std::int32_t>(t - c);
       Pack<kWidth> out;
@@ -69,7 +69,7 @@ struct Softmax {
     });
     const float sum = sums.reduce(team, SumOf{});
     const float inverse = 1.0F / sum;
-    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(x + c);
       Pack<kWidth> out;
       PO_SIMD
@@ -96,7 +96,7 @@ struct SoftmaxGradient {
     const std::int64_t t = row % length, end = block_end(t, block, length);
     const float normalizer = normalizers[row];
     Totals products(0);
-    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto score = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dx + c);
       const auto shown = static_cast<std::int32_t>(t - c);
       Pack<kWidth> out;
@@ -110,7 +110,7 @@ struct SoftmaxGradient {
       store_tile(x + c, out);
     });
     const float product = products.reduce(team, SumOf{});
-    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, end, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto p = load_tile<kWidth>(x + c), gradient = load_tile<kWidth>(dx + c);
       Pack<kWidth> out;
       PO_SIMD

@@ -21,7 +21,7 @@ struct CopyChannels {
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     const float* in = from + row * from_channels + from_first;
     float* out = to + row * to_channels + to_first;
-    for_each_tile(team, count, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, count, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto tile = load_tile<kWidth>(in + c);
       Pack<kWidth> copy;
       for (int v = 0; v < kWidth; ++v) copy.value[v] = tile.value[v];

@@ -94,7 +94,7 @@ void Dropout::forward(const ForwardContext& context) const {
     if (context.mode == Mode::kTraining) {
       run_mask<T>(context.stream, context.input.elements(), {x, y, context.random, threshold_, gain_, 0, 4});
     } else if (x != y) {
-      context.stream.copy(y, x, static_cast<std::size_t>(context.input.elements()) * sizeof(T));
+      context.stream.copy(y, x, context.output.bytes());
     }
   });
 }

@@ -30,7 +30,7 @@ struct LookUp {
     if (team.rank() == 0) kept[position] = token;
     const float* const from = table + token * features;
     float* const to = output + position * features;
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto row = load_tile<kWidth>(from + c);
       Pack<kWidth> copy;
       for (int v = 0; v < kWidth; ++v) copy.value[v] = row.value[v];
@@ -136,7 +136,7 @@ struct AddPosition {
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     const float* const addend = table + row % length * features;
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto value = load_tile<kWidth>(input + row * features + c), shift = load_tile<kWidth>(addend + c);
       Pack<kWidth> sum;
       for (int v = 0; v < kWidth; ++v) sum.value[v] = value.value[v] + shift.value[v];
@@ -157,7 +157,7 @@ struct SumOfPosition {
   PO_HD void operator()(std::int64_t position, const Team& team) const {
     const std::int64_t terms = position < length ? records : 0;
     float* const to = gradient + position * features;
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       Pack<kWidth> sum{};
       for (std::int64_t n = 0; n < terms; ++n) {
         const auto term = load_tile<kWidth>(output_gradient + (n * length + position) * features + c);

@@ -26,7 +26,7 @@ struct SpreadLast {
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     const bool last = row % length == length - 1;
-    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, features, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       Pack<kWidth> value{};
       if (last) {
         const auto gradient = load_tile<kWidth>(output_gradient + row / length * features + c);

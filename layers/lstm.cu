@@ -51,7 +51,7 @@ struct Step {
     float* const sums = gates + row * 4 * hidden;
     float* const cell = cells + row * hidden;
     float* const h = output + row * hidden;
-    for_each_tile(team, hidden, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, hidden, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto in = gate<kWidth>(c, sums, Sigmoid{}), forget = gate<kWidth>(hidden + c, sums, Sigmoid{});
       const auto fresh = gate<kWidth>(2 * hidden + c, sums, Tanh{});
       const auto out = gate<kWidth>(3 * hidden + c, sums, Sigmoid{});
@@ -94,7 +94,7 @@ struct StepBackward {
     const float* const cell = cells + row * hidden;
     float* const to = gate_gradient + row * 4 * hidden;
     // Loads stand where their values are used: all at once would not fit a thread's registers.
-    for_each_tile(team, hidden, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, hidden, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       const auto dy = load_tile<kWidth>(output_gradient + row * hidden + c);
       const auto now = load_tile<kWidth>(cell + c), out = load_tile<kWidth>(gate + 3 * hidden + c);
       Pack<kWidth> dh{}, of_cell{}, result;
@@ -180,7 +180,7 @@ struct Shift {
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     const bool first = row % length == 0;
-    for_each_tile(team, hidden, packs, [&]<int kWidth>(std::int64_t c) {
+    for_each_tile(team, hidden, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       Pack<kWidth> value{};
       if (!first) {
         const auto before = load_tile<kWidth>(output + (row - 1) * hidden + c);

@@ -262,9 +262,7 @@ void transpose_records(Stream& stream, const ConstTensor& from, const Tensor& to
   with_type_of(from, [&]<typename T>() {
     const T* const in = values_of<T>(from);
     T* const out = values_of<T>(to);
-    if (rows == 1 || columns == 1) {
-      return stream.copy(out, in, static_cast<std::size_t>(from.elements()) * sizeof(T));
-    }
+    if (rows == 1 || columns == 1) return stream.copy(out, in, to.bytes());
     for_each_row(
         stream, from.shape[0], rows * columns,
         TransposeRecord<T>{in, out, static_cast<std::int32_t>(rows), static_cast<std::int32_t>(columns)});

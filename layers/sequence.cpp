@@ -32,6 +32,10 @@ void require_offered(const Layer& layer, ElementTypes offered, ElementTypes chos
 
 }  // namespace
 
+void require_layer(const NamedLayer& named) {
+  if (!named.layer) throw std::invalid_argument("layer '" + named.name + "' is null");
+}
+
 std::vector<ElementType> agree_on_types(std::span<Layer* const> layers, MatrixPrecision precision,
                                         ElementTypes ends) {
   const bool rounds = precision == MatrixPrecision::kBf16;
@@ -58,7 +62,7 @@ Sequence::Sequence(std::vector<NamedLayer> layers, BackwardSplit split) : split_
   if (layers.empty()) throw std::invalid_argument("a sequence needs at least one layer");
   Share share;
   for (NamedLayer& named : layers) {
-    if (!named.layer) throw std::invalid_argument("layer '" + named.name + "' is null");
+    require_layer(named);
     share.parameters = named.layer->parameters().size();
     share.states = named.layer->states().size();
     shares_.push_back(share);

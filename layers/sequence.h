@@ -11,6 +11,9 @@
 
 namespace pipeoptim {
 
+// Throws std::invalid_argument, naming it, where there is no layer.
+void require_layer(const NamedLayer& named);
+
 // The types at the boundaries of a chain of layers, `ends` at most at its ends: bf16 where products are in
 // bf16 and the layers on both sides can. Boundary i lies in front of layer i. Tells the layers their
 // precision and types.

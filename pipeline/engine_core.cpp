@@ -79,7 +79,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
   std::vector<Layer*> model;
   for (const auto& stage : layers) {
     for (const NamedLayer& named : stage) {
-      if (!named.layer) throw std::invalid_argument("layer '" + named.name + "' is null");
+      require_layer(named);
       model.push_back(named.layer.get());
     }
   }

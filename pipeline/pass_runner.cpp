@@ -163,8 +163,8 @@ class PassRunner {
     Stream& stream = here.streams[kActivations];
     stream.wait(here.slot_free[instruction.slot]);
     recorder_.begin_span(0, kActivations, instruction);
-    stream.copy(stage(0).input(instruction.slot).data, batch_.inputs + part * core_.input.elements(),
-                static_cast<std::size_t>(core_.input.elements()) * sizeof(float));
+    const Tensor input = stage(0).input(instruction.slot);
+    stream.copy(input.data, batch_.inputs + part * input.elements(), input.bytes());
     recorder_.end_span(0, kActivations);
     stream.record(here.input_ready[instruction.slot]);
   }

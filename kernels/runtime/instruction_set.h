@@ -15,6 +15,7 @@ std::string to_string(InstructionSet set);
 
 // Those that this processor (and this build) has, the best one last.
 std::vector<InstructionSet> usable_instruction_sets();
+std::vector<std::string> usable_instruction_set_names();
 
 // The best one, or that which the environment variable PIPEOPTIM_ISA names, looked up once. Throws
 // std::invalid_argument where there is no such set, or not here.

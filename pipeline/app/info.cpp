@@ -43,12 +43,6 @@ std::vector<std::string> devices() {
   return lines;
 }
 
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const InstructionSet set : usable_instruction_sets()) names.push_back(to_string(set));
-  return names;
-}
-
 std::vector<std::string> libraries() {
   return {fmt::format("CLI11 {}", CLI11_VERSION),
           fmt::format("fmt {}.{}.{}", FMT_VERSION / 10000, FMT_VERSION / 100 % 100, FMT_VERSION % 100),
@@ -68,7 +62,7 @@ ExitCode info(const Options& options) {
                       {"cores", usable_cores()},
                       {"cpu_bind", placement_library()},
                       {"instruction_set", chosen_set},
-                      {"instruction_sets", instruction_sets()},
+                      {"instruction_sets", usable_instruction_set_names()},
                       {"devices", devices()},
                       {"libraries", libraries()},
                       {"methods", method_names()},
@@ -87,7 +81,8 @@ ExitCode info(const Options& options) {
   fmt::print("cores         {} usable\n", usable_cores());
   fmt::print("--cpu-bind    {}\n",
              placement_library().empty() ? "built without hwloc" : "by " + placement_library());
-  fmt::print("instructions  {}, of {} (PIPEOPTIM_ISA chooses)\n", chosen_set, join(instruction_sets()));
+  fmt::print("instructions  {}, of {} (PIPEOPTIM_ISA chooses)\n", chosen_set,
+             join(usable_instruction_set_names()));
   for (const std::string& device : devices()) fmt::print("device        {}\n", device);
   fmt::print("methods       {}\n", join(method_names()));
   fmt::print("horizons      {}\n", join(horizon_names()));

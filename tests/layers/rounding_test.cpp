@@ -123,7 +123,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, Rounding, testing::ValuesIn(built_backends())
 const auto kLayers = testing::Values(std::string("Linear"), std::string("LinearRelu"), std::string("Conv2d"),
                                      std::string("Attention"), std::string("Lstm"));
 std::string layer_name(const testing::TestParamInfo<std::tuple<Backend, std::string>>& info) {
-  return (std::get<0>(info.param) == Backend::kHost ? "Host" : "Cuda") + std::get<1>(info.param);
+  return backend_prefix(std::get<0>(info.param)) + std::get<1>(info.param);
 }
 INSTANTIATE_TEST_SUITE_P(Layers, RoundedWeights,
                          testing::Combine(testing::ValuesIn(built_backends()), kLayers), layer_name);

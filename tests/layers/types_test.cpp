@@ -21,6 +21,7 @@
 #include "tests/support/backends.h"
 #include "tests/support/bf16.h"
 #include "tests/support/layer_run.h"
+#include "tests/support/making.h"
 #include "tests/support/tolerances.h"
 
 namespace pipeoptim::test {
@@ -43,11 +44,6 @@ struct Case {
   Differs differs = Differs::kByRounding;
   ElementTypes types = kBoth;
 };
-
-template <typename T, typename... Arguments>
-std::function<LayerPtr()> making(Arguments... arguments) {
-  return [arguments...] { return std::make_unique<T>(arguments...); };
-}
 
 // No ReLU behind the sum, where a last bit may decide, and no bias in front of batch norm: its gradient is 0.
 LayerPtr make_residual(std::int64_t out) {
@@ -185,7 +181,7 @@ TEST_P(Types, AreTheSameWhereGradientsComeApart) {
 }
 
 std::string case_name(const testing::TestParamInfo<Parameters>& test) {
-  return (std::get<0>(test.param) == Backend::kHost ? "Host" : "Cuda") + std::get<1>(test.param).name;
+  return backend_prefix(std::get<0>(test.param)) + std::get<1>(test.param).name;
 }
 INSTANTIATE_TEST_SUITE_P(Layers, Types,
                          testing::Combine(testing::ValuesIn(built_backends()), testing::ValuesIn(kCases)),

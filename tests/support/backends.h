@@ -34,6 +34,9 @@ inline std::string backend_name(const testing::TestParamInfo<Backend>& info) {
   return info.param == Backend::kHost ? "host" : "cuda";
 }
 
+// The start of the name of a case.
+inline std::string backend_prefix(Backend backend) { return backend == Backend::kHost ? "Host" : "Cuda"; }
+
 class BackendTest : public testing::TestWithParam<Backend> {
  protected:
   void SetUp() override {

@@ -140,10 +140,11 @@ class LayerRun {
   static constexpr std::byte kGuard{0xA5};
 
   static std::size_t size(const Shape& shape) { return static_cast<std::size_t>(shape.elements()); }
-  static void put(const Buffer<float>& to, const std::vector<float>& values) {
-    if (values.size() != to.size()) throw std::invalid_argument("LayerRun: wrong number of values");
-    copy_from_host(to.data(), values.data(), values.size() * sizeof(float), to.device());
+  static Tensor tensor(const Buffer<float>& buffer) {
+    return {buffer.data(), {static_cast<std::int64_t>(buffer.size())}};
   }
+  void put(const Buffer<float>& to, const std::vector<float>& values) const { put(tensor(to), values); }
+  std::vector<float> get(const Buffer<float>& from) const { return get(tensor(from)); }
   Tensor input_tensor() const { return Tensor::at(input_.data(), types_.input, input_shape_); }
   Tensor output_tensor() const { return Tensor::at(output_.data(), types_.output, plan_.output); }
   void put(const Tensor& to, const std::vector<float>& values) const {
@@ -164,11 +165,6 @@ class LayerRun {
     copy_to_host(rounded.data(), from.memory(), from.bytes(), device_);
     std::transform(rounded.begin(), rounded.end(), values.begin(),
                    [](Bf16 value) { return to_float(value); });
-    return values;
-  }
-  static std::vector<float> get(const Buffer<float>& from) {
-    std::vector<float> values(from.size());
-    copy_to_host(values.data(), from.data(), values.size() * sizeof(float), from.device());
     return values;
   }
 

@@ -24,12 +24,6 @@ bool usable(InstructionSet set) {
   return set == InstructionSet::kBaseline;
 }
 
-std::vector<std::string> names(const std::vector<InstructionSet>& sets) {
-  std::vector<std::string> all;
-  for (const InstructionSet set : sets) all.push_back(to_string(set));
-  return all;
-}
-
 InstructionSet choose() {
   const char* const name = std::getenv("PIPEOPTIM_ISA");
   const std::vector<InstructionSet> here = usable_instruction_sets();
@@ -42,7 +36,8 @@ InstructionSet choose() {
                                 "', which this processor does not have; its best is " +
                                 to_string(here.back()));
   }
-  throw std::invalid_argument("PIPEOPTIM_ISA: " + unknown_name("instruction set", name, names(here)));
+  throw std::invalid_argument("PIPEOPTIM_ISA: " +
+                              unknown_name("instruction set", name, usable_instruction_set_names()));
 }
 
 }  // namespace
@@ -63,6 +58,12 @@ std::vector<InstructionSet> usable_instruction_sets() {
   std::vector<InstructionSet> sets;
   std::copy_if(std::begin(kAll), std::end(kAll), std::back_inserter(sets), usable);
   return sets;
+}
+
+std::vector<std::string> usable_instruction_set_names() {
+  std::vector<std::string> names;
+  for (const InstructionSet set : usable_instruction_sets()) names.push_back(to_string(set));
+  return names;
 }
 
 InstructionSet instruction_set() {

@@ -26,6 +26,7 @@
 #include "layers/residual.h"
 #include "tests/support/bf16.h"
 #include "tests/support/layer_run.h"
+#include "tests/support/making.h"
 #include "tests/support/tolerances.h"
 
 namespace pipeoptim::test {
@@ -63,11 +64,6 @@ LayerPtr make_concat(std::int64_t first, std::int64_t second) {
   branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = first, .kernel = 1}));
   branches.push_back(one<Conv2d>(Conv2dOptions{.in = 8, .out = second, .kernel = 3, .padding = 1}));
   return std::make_unique<Concat>(std::move(branches));
-}
-
-template <typename T, typename... Arguments>
-std::function<LayerPtr()> making(Arguments... arguments) {
-  return [arguments...] { return std::make_unique<T>(arguments...); };
 }
 
 const Shape kImages{4, 9, 10, 8};
