@@ -12,27 +12,54 @@ struct RandomBlock {
   std::uint32_t words[4];
 };
 
-// 128 random bits for group `group` of layer `layer` in mini-batch `minibatch`.
-PO_HD RandomBlock random_block(std::uint64_t seed, std::uint64_t minibatch, std::uint64_t layer,
-                               std::uint64_t group) {
-  // Scalars, not an array: a loop over groups then becomes vector code on the host.
-  auto a = static_cast<std::uint32_t>(group);
-  auto b = static_cast<std::uint32_t>(group >> 32);
-  auto c = static_cast<std::uint32_t>(minibatch);
-  auto d = static_cast<std::uint32_t>(layer) ^ static_cast<std::uint32_t>(minibatch >> 32) << 16;
-  auto key_low = static_cast<std::uint32_t>(seed);
-  auto key_high = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
+namespace detail {
+
+// The host multiplies words as 64-bit numbers, which is what its compiler makes vector code of.
+#if defined(__CUDA_ARCH__)
+using PhiloxWord = std::uint32_t;
+#else
+using PhiloxWord = std::uint64_t;
+#endif
+
+struct Philox {
+  PhiloxWord a, b, c, d;  // below 2^32
+  std::uint32_t key_low, key_high;
+
+  PO_HD void round() {
     const std::uint64_t first = std::uint64_t{0xD2511F53} * a;
     const std::uint64_t second = std::uint64_t{0xCD9E8D57} * c;
-    a = static_cast<std::uint32_t>(second >> 32) ^ b ^ key_low;
+    a = static_cast<PhiloxWord>(second >> 32) ^ b ^ key_low;
     b = static_cast<std::uint32_t>(second);
-    c = static_cast<std::uint32_t>(first >> 32) ^ d ^ key_high;
+    c = static_cast<PhiloxWord>(first >> 32) ^ d ^ key_high;
     d = static_cast<std::uint32_t>(first);
     key_low += 0x9E3779B9;
     key_high += 0xBB67AE85;
   }
-  return {{a, b, c, d}};
+  // Not a loop: a loop over groups then becomes vector code on the host.
+  template <int kRounds>
+  PO_HD void rounds() {
+    if constexpr (kRounds > 0) {
+      round();
+      rounds<kRounds - 1>();
+    }
+  }
+};
+
+}  // namespace detail
+
+// 128 random bits for group `group` of layer `layer` in mini-batch `minibatch`.
+PO_HD RandomBlock random_block(std::uint64_t seed, std::uint64_t minibatch, std::uint64_t layer,
+                               std::uint64_t group) {
+  const auto low = [](std::uint64_t x) PO_INLINED { return static_cast<std::uint32_t>(x); };
+  const auto high = [](std::uint64_t x) PO_INLINED { return static_cast<std::uint32_t>(x >> 32); };
+  detail::Philox state{.a = low(group),
+                       .b = high(group),
+                       .c = low(minibatch),
+                       .d = low(layer) ^ high(minibatch) << 16,
+                       .key_low = low(seed),
+                       .key_high = high(seed)};
+  state.rounds<10>();
+  return {{low(state.a), low(state.b), low(state.c), low(state.d)}};
 }
 
 // The first 32 of them: for numbers that are drawn one at a time.

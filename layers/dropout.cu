@@ -8,60 +8,88 @@
 namespace pipeoptim {
 namespace {
 
-// Elements 4 i to 4 i + 3 by the four words of block i; the last block may have fewer.
+// What all elements have alike. Element e goes by word e % 4 of the random block e / 4.
 template <typename T>
-struct MaskBlock {
+struct Mask {
   const T* from;
   T* to;
+  std::int64_t elements;
   RandomKey random;
   std::uint32_t threshold;
   float gain;
-  std::int64_t first_block;
-  int width;
 
+  PO_HD RandomBlock bits(std::int64_t block) const {
+    return random_block(random.seed, random.minibatch, random.layer, static_cast<std::uint64_t>(block));
+  }
+  template <int kWidth>
+  PO_HD void apply(std::int64_t first, const std::uint32_t* words) const {
+    Pack<kWidth> values = load_floats<kWidth>(from + first);
+    for (int v = 0; v < kWidth; ++v) {
+      const float kept = values.value[v] * gain;
+      values.value[v] = words[v] < threshold ? 0.0F : kept;
+    }
+    store_floats(to + first, values);
+  }
+};
+
+// Blocks from `first` on, one by one; the last one may be cut.
+template <typename T>
+struct MaskSingly {
+  Mask<T> mask;
+  std::int64_t first;
   PO_HD void operator()(std::int64_t i) const {
-    const std::int64_t block = first_block + i;
-    const RandomBlock bits =
-        random_block(random.seed, random.minibatch, random.layer, static_cast<std::uint64_t>(block));
-    for (int word = 0; word < width; ++word) {
-      const std::int64_t at = 4 * block + word;
-      Pack<1> value = load_floats<1>(from + at);
-      value.value[0] = bits.words[word] < threshold ? 0.0F : value.value[0] * gain;
-      store_floats(to + at, value);
+    const std::int64_t block = first + i, left = mask.elements - 4 * block;
+    const RandomBlock bits = mask.bits(block);
+    for (int word = 0; word < 4; ++word) {
+      if (word < left) mask.template apply<1>(4 * block + word, bits.words + word);
     }
   }
 };
 
-// A body for whole blocks apart, because its constant width is what the host's compiler makes vectors of.
-template <typename T, bool kPacks>
-struct MaskWholeBlock {
-  MaskBlock<T> mask;
-  PO_HD void operator()(std::int64_t i) const {
-    const T* from = mask.from + 4 * i;
-    T* to = mask.to + 4 * i;
-    const RandomBlock bits = random_block(mask.random.seed, mask.random.minibatch, mask.random.layer,
-                                          static_cast<std::uint64_t>(i));
-    constexpr int kStep = kPacks ? 4 : 1;
-    for (int first = 0; first < 4; first += kStep) {
-      Pack<kStep> values = load_floats<kStep>(from + first);
-      for (int v = 0; v < kStep; ++v) {
-        values.value[v] = bits.words[first + v] < mask.threshold ? 0.0F : values.value[v] * mask.gain;
-      }
-      store_floats(to + first, values);
+// Whole blocks, in one access each.
+template <typename T>
+struct MaskPacked {
+  Mask<T> mask;
+  PO_HD void operator()(std::int64_t block) const {
+    mask.template apply<4>(4 * block, mask.bits(block).words);
+  }
+};
+
+// The host's: blocks in rows, first all words, then all elements, which are two loops of vector code.
+template <typename T>
+struct MaskRow {
+  static constexpr std::int64_t kBlocks = 16;
+  Mask<T> mask;
+
+  template <typename Team>
+  PO_HD void operator()(std::int64_t row, const Team&) const {
+    std::uint32_t words[4 * kBlocks];
+    PO_SIMD
+    for (std::int64_t i = 0; i < kBlocks; ++i) {
+      const RandomBlock bits = mask.bits(row * kBlocks + i);
+      std::uint32_t* const to = words + 4 * i;
+      to[0] = bits.words[0], to[1] = bits.words[1], to[2] = bits.words[2], to[3] = bits.words[3];
+    }
+    PO_SIMD
+    for (std::int64_t e = 0; e < 4 * kBlocks; ++e) {
+      mask.template apply<1>(row * 4 * kBlocks + e, words + e);
     }
   }
 };
 
 template <typename T>
-void run_mask(Stream& stream, std::int64_t elements, MaskBlock<T> mask) {
-  if (stream.device().backend == Backend::kCuda && allow_packs(mask.from, mask.to)) {
-    for_each(stream, elements / 4, MaskWholeBlock<T, true>{mask});
-  } else {
-    for_each(stream, elements / 4, MaskWholeBlock<T, false>{mask});
+void run_mask(Stream& stream, const Mask<T>& mask) {
+  const std::int64_t whole = mask.elements / 4;
+  std::int64_t done = 0;  // blocks
+  if (stream.device().backend == Backend::kHost) {
+    const std::int64_t rows = whole / MaskRow<T>::kBlocks;
+    host::for_each_row(stream, rows, MaskRow<T>{mask});
+    done = rows * MaskRow<T>::kBlocks;
+  } else if (allow_packs(mask.from, mask.to)) {
+    for_each(stream, whole, MaskPacked<T>{mask});
+    done = whole;
   }
-  mask.first_block = elements / 4;
-  mask.width = static_cast<int>(elements % 4);
-  if (mask.width > 0) for_each(stream, 1, mask);
+  for_each(stream, (mask.elements + 3) / 4 - done, MaskSingly<T>{mask, done});
 }
 
 }  // namespace
@@ -92,7 +120,7 @@ void Dropout::forward(const ForwardContext& context) const {
     const T* const x = values_of<T>(context.input);
     T* const y = values_of<T>(context.output);
     if (context.mode == Mode::kTraining) {
-      run_mask<T>(context.stream, context.input.elements(), {x, y, context.random, threshold_, gain_, 0, 4});
+      run_mask<T>(context.stream, {x, y, context.input.elements(), context.random, threshold_, gain_});
     } else if (x != y) {
       context.stream.copy(y, x, context.output.bytes());
     }
@@ -102,9 +130,8 @@ void Dropout::forward(const ForwardContext& context) const {
 void Dropout::backward_input(const BackwardContext& context) const {
   if (!context.input_gradient.there()) return;
   with_type_of(context.output_gradient, [&]<typename T>() {
-    run_mask<T>(context.stream, context.output_gradient.elements(),
-                {values_of<T>(context.output_gradient), values_of<T>(context.input_gradient), context.random,
-                 threshold_, gain_, 0, 4});
+    run_mask<T>(context.stream, {values_of<T>(context.output_gradient), values_of<T>(context.input_gradient),
+                                 context.output_gradient.elements(), context.random, threshold_, gain_});
   });
 }
 
