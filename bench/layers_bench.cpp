@@ -362,6 +362,7 @@ PIPEOPTIM_LAYER(linear, 1024, 1024, 1024);
 PIPEOPTIM_LAYER(lstm, 512x64, Shape{32, 64, 512}, 512);
 PIPEOPTIM_LAYER(attention, 256x128, Shape{16, 128, 256}, 8);
 PIPEOPTIM_LAYER(batch_norm_relu, 32x32x16, Shape{128, 32, 32, 16});
+PIPEOPTIM_LAYER(batch_norm_relu, 4x4x512, Shape{128, 4, 4, 512});
 PIPEOPTIM_LAYER(layer_norm, 256x128, Shape{16, 128, 256});
 PIPEOPTIM_LAYER(gelu, erf, Shape{16, 128, 1024}, GeluForm::kErf);
 PIPEOPTIM_LAYER(gelu, tanh, Shape{16, 128, 1024}, GeluForm::kTanh);

@@ -20,7 +20,7 @@ constexpr std::int64_t kMostBlocks = 4;  // of rows: leaves out 3/8 of the produ
 constexpr std::int64_t kHostBlock = 64, kCudaBlock = 256;     // rows of a block at least
 constexpr std::int64_t kCudaScores = std::int64_t{32} << 20;  // elements of one workspace array, about
 
-using Totals = Lanes<float, kTileLanes>;
+using Totals = Lanes<float>;
 
 enum class Direction { kForward, kBackward };
 

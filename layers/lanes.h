@@ -1,5 +1,5 @@
-// Reductions along a row, in a fixed order: a member of a team keeps one value a lane, which are joined over
-// the lanes and then over the team. The lanes are what the host's compiler makes vectors of.
+// Reductions along a row, in a fixed order: a member of a team keeps one value a lane, whose lanes are
+// folded in halves and then joined over the team. The lanes are what the host's compiler makes vectors of.
 #pragma once
 
 #ifndef PIPEOPTIM_KERNEL_FILE
@@ -26,36 +26,29 @@ struct SumOf {
 };
 
 #if defined(__CUDA_ARCH__)
-constexpr int kLanes = 1;      // of for_each_column
-constexpr int kTileLanes = 4;  // of for_each_tile: the widest tile
+constexpr int kTileLanes = 4;  // the widest of for_each_tile
 #else
-constexpr int kLanes = 16;
 constexpr int kTileLanes = 16;
 #endif
 
-// Calls body(column, lane) for the team's share of the columns.
-template <typename Team, typename Body>
-PO_HD void for_each_column(const Team& team, std::int32_t columns, const Body& body) {
-  std::int32_t c = team.rank() * kLanes;
-  for (; c + kLanes <= columns; c += team.size() * kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) body(c + lane, lane);
-  }
-  for (int lane = 0; c + lane < columns && lane < kLanes; ++lane) body(c + lane, lane);
-}
-
 // One value a lane.
-template <typename T, int kCount = kLanes>
+template <typename T>
 struct Lanes {
-  T value[kCount];
+  T value[kTileLanes];
 
   PO_HD explicit Lanes(T first) {
     for (T& lane : value) lane = first;
   }
   template <typename Team, typename Op>
   PO_HD T reduce(const Team& team, Op op) const {
-    T all = value[0];
-    for (int lane = 1; lane < kCount; ++lane) all = op(all, value[lane]);
-    return team.reduce(all, op);
+    Lanes folded = *this;
+    for (int half = kTileLanes / 2; half > 0; half /= 2) {
+      PO_SIMD
+      for (int lane = 0; lane < half; ++lane) {
+        folded.value[lane] = op(folded.value[lane], folded.value[half + lane]);
+      }
+    }
+    return team.reduce(folded.value[0], op);
   }
 };
 

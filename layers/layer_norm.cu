@@ -23,7 +23,7 @@ constexpr std::int64_t kChunkRows = 32;  // rows that one team sums for the grad
 
 std::int64_t chunks_of(std::int64_t rows) { return (rows + kChunkRows - 1) / kChunkRows; }
 
-using Totals = Lanes<float, kTileLanes>;
+using Totals = Lanes<float>;
 
 template <typename X, typename Y>
 struct Normalize {

@@ -7,6 +7,7 @@
 #include "layers/functions.h"
 #include "layers/lanes.h"
 #include "layers/softmax_cross_entropy.h"
+#include "layers/tiles.h"
 
 namespace pipeoptim {
 namespace {
@@ -21,23 +22,35 @@ struct SoftmaxRow {
   std::int32_t classes;
   float smoothing;
   float scale;
+  bool packs;
 
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
-    const float* x = logits + row * classes;
+    const float* const x = logits + row * classes;
     Lanes<float> highest(x[0]);
-    for_each_column(team, classes, [&](std::int32_t c, int lane) {
-      highest.value[lane] = x[c] > highest.value[lane] ? x[c] : highest.value[lane];
+    for_each_tile(team, classes, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
+      const auto logit = load_tile<kWidth>(x + c);
+      PO_SIMD
+      for (int v = 0; v < kWidth; ++v) {
+        const float value = logit.value[v];
+        highest.value[v] = value > highest.value[v] ? value : highest.value[v];
+      }
     });
     const float largest = highest.reduce(team, LargerOf{});
 
     Lanes<float> sums(0), totals(0);
     Lanes<std::int32_t> firsts(classes);
-    for_each_column(team, classes, [&](std::int32_t c, int lane) {
-      sums.value[lane] += exp_of(x[c] - largest);
-      totals.value[lane] += x[c] - largest;
-      const std::int32_t candidate = x[c] == largest ? c : classes;
-      firsts.value[lane] = candidate < firsts.value[lane] ? candidate : firsts.value[lane];
+    for_each_tile(team, classes, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
+      const auto logit = load_tile<kWidth>(x + c);
+      const auto first = static_cast<std::int32_t>(c);
+      PO_SIMD
+      for (int v = 0; v < kWidth; ++v) {
+        const float from_largest = logit.value[v] - largest;
+        sums.value[v] += exp_of(from_largest);
+        totals.value[v] += from_largest;
+        const std::int32_t candidate = logit.value[v] == largest ? first + v : classes;
+        firsts.value[v] = candidate < firsts.value[v] ? candidate : firsts.value[v];
+      }
     });
     const float sum = sums.reduce(team, SumOf{});
     const float total = totals.reduce(team, SumOf{});
@@ -54,12 +67,20 @@ struct SoftmaxRow {
       row_correct[row] = counts && first == label ? 1 : 0;
     }
     if (!gradient) return;
-    float* dx = gradient + row * classes;
-    const float inverse = 1.0F / sum;
-    const float floor = smoothing / static_cast<float>(classes);
-    for_each_column(team, classes, [&](std::int32_t c, int) {
-      const float target = floor + (c == label ? 1.0F - smoothing : 0.0F);
-      dx[c] = counts ? (exp_of(x[c] - largest) * inverse - target) * scale : 0.0F;
+    // d(loss)/d(logit) = softmax - target.
+    const float inverse = scale / sum;
+    const float floor = scale * smoothing / static_cast<float>(classes);
+    const float peak = floor + scale * (1.0F - smoothing);
+    for_each_tile(team, classes, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
+      const auto logit = load_tile<kWidth>(x + c);
+      const auto hit = static_cast<std::int32_t>(label - c);  // the label's place in the tile
+      Pack<kWidth> out;
+      PO_SIMD
+      for (int v = 0; v < kWidth; ++v) {
+        const float value = exp_of(logit.value[v] - largest) * inverse - (v == hit ? peak : floor);
+        out.value[v] = counts ? value : 0.0F;
+      }
+      store_tile(gradient + row * classes + c, out);
     });
   }
 };
@@ -116,7 +137,8 @@ void SoftmaxCrossEntropy::run(const LossContext& context) const {
       context.workspace + align_up(static_cast<std::size_t>(rows) * sizeof(double)));
   for_each_row(context.stream, rows, classes,
                SoftmaxRow{context.logits.data, context.labels, context.logits_gradient.data, row_loss,
-                          row_correct, static_cast<std::int32_t>(classes), smoothing_, context.scale});
+                          row_correct, static_cast<std::int32_t>(classes), smoothing_, context.scale,
+                          allow_tiles(classes, context.logits.data, context.logits_gradient.data)});
   for_each_row(context.stream, 1, rows,
                SumRows{row_loss, row_correct, context.loss_sum, context.correct, rows});
 }

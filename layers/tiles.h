@@ -88,10 +88,14 @@ PO_HD void for_each_tile_of_rows(const Team& team, const Slab& slab, bool packs,
   };
   packs ? share.template operator()<4>() : share.template operator()<1>();
 #else
-  const auto tile = [&]<int kWidth>(std::int64_t c) PO_INLINED {
-    body.template operator()<kWidth>(slab.column_begin + c, RowSteps{slab.row_begin, slab.row_end, 1});
-  };
-  for_each_tile(team, slab.column_end - slab.column_begin, packs, tile);
+  static_cast<void>(team);
+  static_cast<void>(packs);
+  const RowSteps rows{slab.row_begin, slab.row_end, 1};
+  std::int64_t c = slab.column_begin;
+  for (; c + 64 <= slab.column_end; c += 64) body.template operator()<64>(c, rows);
+  for (; c + 16 <= slab.column_end; c += 16) body.template operator()<16>(c, rows);
+  for (; c + 8 <= slab.column_end; c += 8) body.template operator()<8>(c, rows);
+  for (; c < slab.column_end; ++c) body.template operator()<1>(c, rows);
 #endif
 }
 
