@@ -74,8 +74,20 @@ struct SlabMember {
   }
 };
 
-// Calls body.template operator()<kWidth>(first channel, rows) for the team's share of a slab: all of these
-// rows are the member's.
+#if !defined(__CUDA_ARCH__)
+// The host's tiles of a slab: wide ones, so that several cache lines of each row are read at once.
+constexpr std::int64_t kWideTile = 64;
+template <typename Body>
+PO_HD void for_each_wide_tile(const Slab& slab, const RowSteps& rows, const Body& body) {
+  std::int64_t c = slab.column_begin;
+  for (; c + kWideTile <= slab.column_end; c += kWideTile) body.template operator()<kWideTile>(c, rows);
+  for (; c + 16 <= slab.column_end; c += 16) body.template operator()<16>(c, rows);
+  for (; c + 8 <= slab.column_end; c += 8) body.template operator()<8>(c, rows);
+  for (; c < slab.column_end; ++c) body.template operator()<1>(c, rows);
+}
+#endif
+
+// Calls body.template operator()<kWidth>(first channel, rows) for the team's share of a slab.
 template <typename Team, typename Body>
 PO_HD void for_each_tile_of_rows(const Team& team, const Slab& slab, bool packs, const Body& body) {
 #if defined(__CUDA_ARCH__)
@@ -90,12 +102,12 @@ PO_HD void for_each_tile_of_rows(const Team& team, const Slab& slab, bool packs,
 #else
   static_cast<void>(team);
   static_cast<void>(packs);
-  const RowSteps rows{slab.row_begin, slab.row_end, 1};
-  std::int64_t c = slab.column_begin;
-  for (; c + 64 <= slab.column_end; c += 64) body.template operator()<64>(c, rows);
-  for (; c + 16 <= slab.column_end; c += 16) body.template operator()<16>(c, rows);
-  for (; c + 8 <= slab.column_end; c += 8) body.template operator()<8>(c, rows);
-  for (; c < slab.column_end; ++c) body.template operator()<1>(c, rows);
+  // Rows that are more than a tile are gone through one by one, as they lie.
+  const bool narrow = slab.column_end - slab.column_begin <= kWideTile;
+  const std::int64_t step = narrow ? slab.row_end - slab.row_begin : 1;
+  for (std::int64_t r = slab.row_begin; r < slab.row_end; r += step) {
+    for_each_wide_tile(slab, {r, r + step, 1}, body);
+  }
 #endif
 }
 
@@ -127,11 +139,12 @@ PO_HD void sum_rows(const Team& team, const Slab& slab, Packs packs, const Terms
     packs ? share.template operator()<4>() : share.template operator()<1>();
   }
 #else
+  static_cast<void>(team);
   static_cast<void>(packs);
   const auto tile = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
     store.template operator()<kWidth>(c, terms.template operator()<kWidth>(c, rows));
   };
-  for_each_tile_of_rows(team, slab, true, tile);
+  for_each_wide_tile(slab, {slab.row_begin, slab.row_end, 1}, tile);
 #endif
 }
 
