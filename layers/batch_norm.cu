@@ -260,12 +260,13 @@ struct ChunkSums {
           }
           return sums;
         },
-        [&]<int kWidth>(std::int64_t c, Sums<2>::Of<kWidth> sums) PO_INLINED {
+        [&]<int kWidth>(std::int64_t c, const Sums<2>::Of<kWidth>& sums) PO_INLINED {
           const auto rstd = load_tile<kWidth>(from.rstd + c);
+          Pack<kWidth> scaled;
           PO_SIMD
-          for (int v = 0; v < kWidth; ++v) sums.sum[1].value[v] *= rstd.value[v];
+          for (int v = 0; v < kWidth; ++v) scaled.value[v] = sums.sum[1].value[v] * rstd.value[v];
           store_tile(sum + index * channels + c, sums.sum[0]);
-          store_tile(product + index * channels + c, sums.sum[1]);
+          store_tile(product + index * channels + c, scaled);
         });
   }
 };
