@@ -2,7 +2,8 @@
 // directions (on AVX2 within 5 to 20 % of its own blocked formats, which would cost a reorder of every
 // activation). Weights are reordered from the arena's [out, kh, kw, in/groups] in every call: they change
 // with every update, and are small beside the activations. Factors of bf16 that are given in fp32 are rounded
-// into the workspace first. Weight gradients in bf16 of narrow layers are our own (weight_gradient.h).
+// into the workspace first. Weight gradients in bf16 of narrow layers are our own (weight_gradient.h), and
+// images that are smaller than the kernel are multiplied by a dense matrix.
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -11,6 +12,7 @@
 
 #include "kernels/runtime/error.h"
 #include "layers/backend.h"
+#include "layers/host/dense_convolution.h"
 #include "layers/host/dnnl_versions.h"
 #include "layers/host/planning.h"
 #include "layers/host/staged_primitive.h"
@@ -187,6 +189,7 @@ class HostConvolution final : public ConvolutionPlan {
 namespace pipeoptim::detail {
 
 std::unique_ptr<ConvolutionPlan> make_host_convolution(int threads, const ConvolutionSpec& spec) {
+  if (host::suits_dense_convolution(spec)) return host::make_dense_convolution(threads, spec);
   try {
     return std::make_unique<host::HostConvolution>(threads, spec);
   } catch (const dnnl::error& error) {

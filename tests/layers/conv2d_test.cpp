@@ -169,6 +169,11 @@ const Case kCases[] = {
     {"Groups", {2, 8, 7, 16}, {.in = 16, .out = 32, .kernel = 3, .padding = 1, .groups = 2}},
     {"OddGroups", {2, 6, 6, 6}, {.in = 6, .out = 9, .kernel = 3, .padding = 1, .groups = 3}},
     {"Depthwise", {2, 8, 8, 16}, {.in = 16, .out = 16, .kernel = 3, .padding = 1, .groups = 16}},
+    {"SmallImage", {5, 2, 2, 16}, {.in = 16, .out = 24, .kernel = 3, .padding = 1}},
+    {"SmallOddImage",
+     {3, 2, 1, 5},
+     {.in = 5, .out = 7, .kernel = 5, .stride = 2, .padding = 4, .dilation = 2, .bias = Bias::kNo}},
+    {"OnePixel", {4, 1, 1, 8}, {.in = 8, .out = 8, .kernel = 3, .padding = 1, .bias = Bias::kNo}},
     {"WholeImage", {2, 4, 4, 8}, {.in = 8, .out = 10, .kernel = 4}},
 };
 
