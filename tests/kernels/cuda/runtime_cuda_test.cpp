@@ -12,6 +12,7 @@
 #include "kernels/runtime/error.h"
 #include "kernels/runtime/graph.h"
 #include "kernels/runtime/stream.h"
+#include "kernels/runtime/turns.h"
 
 namespace pipeoptim::test {
 namespace {
@@ -56,6 +57,27 @@ TEST_F(CudaRuntime, AGraphRepeatsWhatWasCaptured) {
     stream.synchronize();
     EXPECT_EQ(to.data()[0], value);
   }
+}
+
+TEST_F(CudaRuntime, AGraphTakesWhatWasPostedForEachLaunch) {
+  constexpr int kLaunches = 100;
+  const Device device = Device::cuda(0);
+  Stream stream(device);
+  Turns<int> turns(device);
+  Buffer<int> now(device, 1), taken(device, kLaunches, MemoryKind::kPinned);
+  turns.post(stream, -1);
+  turns.take(stream);  // loads the kernel
+  const Graph graph = Graph::capture(stream, [&] {
+    turns.take(stream);
+    stream.copy(now.data(), turns.now(), sizeof(int));
+  });
+  for (int launch = 0; launch < kLaunches; ++launch) {
+    turns.post(stream, launch);
+    graph.launch(stream);
+    stream.copy(taken.data() + launch, now.data(), sizeof(int));
+  }
+  stream.synchronize();
+  for (int launch = 0; launch < kLaunches; ++launch) EXPECT_EQ(taken.data()[launch], launch);
 }
 
 TEST_F(CudaRuntime, AnExceptionDropsTheCapture) {
