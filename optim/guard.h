@@ -199,17 +199,20 @@ struct PlanCoast {
   const StepState* state;
   CoastPlan* plan;
   StepDecays decays;
-  std::int32_t steps;
-  float rates[kMaxHorizon];
+  const StepRates* in_memory = nullptr;  // of a repeated step; null: these
+  std::int32_t steps = 0;
+  float rates[kMaxHorizon] = {};
 
   PO_HD void operator()(std::int64_t) const {
     double momentum = 1, momentum3 = 1, travel = 0;
     StepState ahead = *state;
-    for (int i = 0; i < steps; ++i) {
+    const std::int32_t count = in_memory == nullptr ? steps : in_memory->steps;
+    for (int i = 0; i < count; ++i) {
+      const float lr = in_memory == nullptr ? rates[i] : in_memory->coming[i];
       momentum *= decays.beta1;
       complete_step(ahead, decays);
-      travel += static_cast<double>(rates[i]) * momentum;
-      plan->step[i] = {.lr = rates[i],
+      travel += static_cast<double>(lr) * momentum;
+      plan->step[i] = {.lr = lr,
                        .momentum = static_cast<float>(momentum),
                        .correction1 = ahead.scalars.correction1,
                        .correction2 = ahead.scalars.correction2,
@@ -218,7 +221,7 @@ struct PlanCoast {
                        .momentum_gain = ahead.scalars.momentum_gain};
       momentum3 *= decays.beta3;
     }
-    plan->steps = steps;
+    plan->steps = count;
     plan->momentum_travel = static_cast<float>(travel);
   }
 };

@@ -115,6 +115,27 @@ struct PredictedWeights {
   PredictedWeights(float* behind_rounded, Bf16* first) : values(behind_rounded), rounded(first) {}
 };
 
+// What one call needs of the learning rates; made by make_step_rates().
+struct StepRates {
+  float lr = 0;            // of the update
+  float travel = 0;        // what a prediction multiplies the direction, or the average step, by
+  std::int32_t steps = 0;  // of the prediction; the rates of each:
+  float coming[kMaxHorizon] = {};
+};
+
+// Throws std::invalid_argument as Optimizer::predict.
+StepRates make_step_rates(Predictor predictor, float lr, const Lookahead& ahead);
+
+// An update, a prediction, or both, whose learning rates lie in memory. Enqueued once, into a graph, it can
+// be repeated with others.
+struct RepeatedStep {
+  float* weights = nullptr;
+  const float* gradients = nullptr;                // null: no update
+  std::optional<PredictedWeights> predicted = {};  // none: no prediction
+  int distance = 0;                                // of the prediction, at every repetition
+  const StepRates* rates = nullptr;                // in the device's memory, read in stream order
+};
+
 struct OptimizerStatus {
   std::int64_t steps = 0;    // completed updates
   std::int64_t skipped = 0;  // updates skipped by the non-finite guard
@@ -143,6 +164,9 @@ class Optimizer {
   // Both in one pass; bit for bit what update() then predict() give.
   virtual void update_predict(Stream& stream, float* weights, const float* gradients, float lr,
                               PredictedWeights predicted, Lookahead ahead) = 0;
+
+  // Bit for bit what the calls above give that were passed the numbers themselves.
+  virtual void repeat(Stream& stream, const RepeatedStep& step) = 0;
 
   // Slot arrays (names as in PyTorch: "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg"; last, where
   // the predictor keeps it, "step_average"), in the device's memory.

@@ -37,7 +37,8 @@ struct StepArguments {
   float* predicted;  // where element 0 would lie: the first ones are in `rounded`
   Bf16* rounded;
   float lr;
-  float travel;  // what multiplies the direction, or the average step
+  float travel;                // what multiplies the direction, or the average step
+  const StepRates* in_memory;  // of a repeated step; null: lr and travel above
 };
 
 // Where element 0 of an array would lie whose element `first` lies at `address`.
@@ -238,9 +239,9 @@ struct StepBody {
         a.weights,
         a.gradients,
         ahead(),
-        {a.state->scalars, a.lr, chunk.weight_decay},
+        {a.state->scalars, a.in_memory == nullptr ? a.lr : a.in_memory->lr, chunk.weight_decay},
         a.state->gradient_scale,
-        a.travel};
+        a.in_memory == nullptr ? a.travel : a.in_memory->travel};
     for_all_elements(elements, chunk.begin, chunk.end, team);
   }
 

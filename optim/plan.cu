@@ -107,9 +107,17 @@ void StepPlan::begin_step(Stream& stream, const float* gradients) {
 }
 
 void StepPlan::plan_coast(Stream& stream, LearningRates rates) {
-  PlanCoast body{state_.data(), coast_.data(), decays_, static_cast<std::int32_t>(rates.size()), {}};
+  PlanCoast body{.state = state_.data(),
+                 .plan = coast_.data(),
+                 .decays = decays_,
+                 .steps = static_cast<std::int32_t>(rates.size())};
   std::copy(rates.begin(), rates.end(), body.rates);
   for_each(stream, 1, body);
+}
+
+void StepPlan::plan_coast(Stream& stream, const StepRates* rates) {
+  for_each(stream, 1,
+           PlanCoast{.state = state_.data(), .plan = coast_.data(), .decays = decays_, .in_memory = rates});
 }
 
 void StepPlan::restore(Stream& stream, const OptimizerStatus& from) {
@@ -140,6 +148,14 @@ float travel(Predictor predictor, const Lookahead& ahead) {
   double sum = 0;
   for (const float rate : ahead.rates) sum += static_cast<double>(rate);
   return static_cast<float>(sum);
+}
+
+StepRates make_step_rates(Predictor predictor, float lr, const Lookahead& ahead) {
+  require_lookahead(predictor, ahead);
+  StepRates rates{
+      .lr = lr, .travel = travel(predictor, ahead), .steps = static_cast<std::int32_t>(ahead.rates.size())};
+  std::copy(ahead.rates.begin(), ahead.rates.end(), rates.coming);
+  return rates;
 }
 
 std::int64_t slot_stride(std::int64_t elements) {

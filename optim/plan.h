@@ -38,6 +38,7 @@ class StepPlan {
   // One pass over the gradient: decides about the coming step.
   void begin_step(Stream& stream, const float* gradients);
   void plan_coast(Stream& stream, LearningRates rates);
+  void plan_coast(Stream& stream, const StepRates* rates);  // in the device's memory
   void restore(Stream& stream, const OptimizerStatus& from);
   void copy_status(Stream& stream, OptimizerStatus* to);
 

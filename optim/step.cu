@@ -20,26 +20,37 @@ void StepOptimizer::update(Stream& stream, float* weights, const float* gradient
 void StepOptimizer::predict(Stream& stream, const float* weights, PredictedWeights predicted,
                             Lookahead ahead) {
   require_lookahead(predictor_, ahead);
-  const Pass pass{.prediction = prediction(ahead),
-                  .weights = const_cast<float*>(weights),
-                  .predicted = predicted,
-                  .travel = travel(predictor_, ahead)};
-  if (in_place(pass)) return;
-  start(stream, pass, ahead);
+  start(stream,
+        {.prediction = prediction(ahead.distance),
+         .weights = const_cast<float*>(weights),
+         .predicted = predicted,
+         .travel = travel(predictor_, ahead)},
+        ahead.rates);
 }
 
 void StepOptimizer::update_predict(Stream& stream, float* weights, const float* gradients, float lr,
                                    PredictedWeights predicted, Lookahead ahead) {
   require_lookahead(predictor_, ahead);
-  const Pass pass{.update = tracked_update(),
-                  .prediction = prediction(ahead),
-                  .weights = weights,
-                  .gradients = gradients,
-                  .predicted = predicted,
-                  .lr = lr,
-                  .travel = travel(predictor_, ahead)};
-  if (in_place(pass)) return update(stream, weights, gradients, lr);
-  start(stream, pass, ahead);
+  start(stream,
+        {.update = tracked_update(),
+         .prediction = prediction(ahead.distance),
+         .weights = weights,
+         .gradients = gradients,
+         .predicted = predicted,
+         .lr = lr,
+         .travel = travel(predictor_, ahead)},
+        ahead.rates);
+}
+
+void StepOptimizer::repeat(Stream& stream, const RepeatedStep& step) {
+  start(stream,
+        {.update = step.gradients == nullptr ? Update::kNone : tracked_update(),
+         .prediction = step.predicted ? prediction(step.distance) : Prediction::kNone,
+         .weights = step.weights,
+         .gradients = step.gradients,
+         .predicted = step.predicted.value_or(PredictedWeights{}),
+         .rates = step.rates},
+        {});
 }
 
 std::vector<std::pair<std::string, float*>> StepOptimizer::state() {
@@ -49,8 +60,8 @@ std::vector<std::pair<std::string, float*>> StepOptimizer::state() {
   return named;
 }
 
-Prediction StepOptimizer::prediction(const Lookahead& ahead) const {
-  if (ahead.distance == 0 || predictor_ == Predictor::kNone) return Prediction::kCopy;
+Prediction StepOptimizer::prediction(int distance) const {
+  if (distance == 0 || predictor_ == Predictor::kNone) return Prediction::kCopy;
   if (predictor_ == Predictor::kDifference) return Prediction::kDifference;
   return predictor_ == Predictor::kGeometric ? Prediction::kGeometric : Prediction::kLinear;
 }
@@ -71,11 +82,16 @@ bool StepOptimizer::in_place(const Pass& pass) const {
   throw std::invalid_argument("predicted weights need memory of their own, but for a copy in fp32");
 }
 
-void StepOptimizer::start(Stream& stream, const Pass& pass, const Lookahead& ahead) {
+// `coming`: the rates of a prediction that does not find them in memory.
+void StepOptimizer::start(Stream& stream, Pass pass, LearningRates coming) {
+  if (pass.prediction != Prediction::kNone && in_place(pass)) pass.prediction = Prediction::kNone;
+  if (pass.update == Update::kNone && pass.prediction == Prediction::kNone) return;
   require_step_alignment(stream.device(),
                          {pass.weights, pass.gradients, pass.predicted.values, pass.predicted.rounded});
   if (pass.update != Update::kNone) plan_.begin_step(stream, pass.gradients);
-  if (pass.prediction == Prediction::kGeometric) plan_.plan_coast(stream, ahead.rates);
+  if (pass.prediction == Prediction::kGeometric) {
+    pass.rates == nullptr ? plan_.plan_coast(stream, coming) : plan_.plan_coast(stream, pass.rates);
+  }
   run(stream, pass);
 }
 

@@ -34,6 +34,7 @@ class StepOptimizer : public Optimizer {
   void predict(Stream& stream, const float* weights, PredictedWeights predicted, Lookahead ahead) final;
   void update_predict(Stream& stream, float* weights, const float* gradients, float lr,
                       PredictedWeights predicted, Lookahead ahead) final;
+  void repeat(Stream& stream, const RepeatedStep& step) final;
   std::vector<std::pair<std::string, float*>> state() final;
   void copy_status(Stream& stream, OptimizerStatus* to) final { plan_.copy_status(stream, to); }
   void restore_status(Stream& stream, const OptimizerStatus& from) final { plan_.restore(stream, from); }
@@ -47,6 +48,7 @@ class StepOptimizer : public Optimizer {
     PredictedWeights predicted = {};
     float lr = 0;
     float travel = 0;
+    const StepRates* rates = nullptr;  // of a repeated step, in place of the two
   };
 
   StepOptimizer(Device device, SlotNames names, StepDecays decays, const OptimizerConfig& config,
@@ -73,15 +75,16 @@ class StepOptimizer : public Optimizer {
             .predicted = counted_from(plan_.rounded_elements(), pass.predicted.values),
             .rounded = pass.predicted.rounded,
             .lr = pass.lr,
-            .travel = pass.travel};
+            .travel = pass.travel,
+            .in_memory = pass.rates};
   }
 
  private:
   bool tracks() const { return predictor_ == Predictor::kDifference; }
   Update tracked_update() const { return tracks() ? Update::kTrackedStep : Update::kStep; }
-  Prediction prediction(const Lookahead& ahead) const;
+  Prediction prediction(int distance) const;
   bool in_place(const Pass& pass) const;
-  void start(Stream& stream, const Pass& pass, const Lookahead& ahead);
+  void start(Stream& stream, Pass pass, LearningRates coming);
 
   StepPlan plan_;
   SlotNames names_;
