@@ -141,8 +141,8 @@ struct EngineConfig {
   HostExecution execution = HostExecution::kWorker;    // kInline: the one-queue oracle
   bool trace = false;                                  // keep TraceSpans
   MatrixPrecision precision = MatrixPrecision::kFp32;  // of products and convolutions
-  // CUDA: forwards and backwards of training as CUDA graphs, with the same results; but those of stages that
-  // draw random numbers (dropout).
+  // CUDA: the compute instructions of training as CUDA graphs, with the same results; but forwards and
+  // backwards of stages that draw random numbers (dropout).
   bool cuda_graph = false;
 };
 

@@ -210,7 +210,8 @@ void EngineCore::allocate_lane(int k, std::shared_ptr<Stream> compute) {
                                                          .slots = schedule.slots[index],
                                                          .compute = std::move(compute),
                                                          .execution = config.execution,
-                                                         .times_copies = config.trace});
+                                                         .times_copies = config.trace,
+                                                         .graphs = config.cuda_graph});
   lanes[index]->predictions.resize(static_cast<std::size_t>(schedule.predicted_slots[index]));
   lanes[index]->stashed_version.resize(static_cast<std::size_t>(schedule.version_slots[index]));
 }
@@ -229,6 +230,7 @@ void EngineCore::allocate_loss() {
   loss_sums = Buffer<double>(last, kResultRing, MemoryKind::kPinned);
   correct = Buffer<std::int32_t>(last, kResultRing, MemoryKind::kPinned);
   loss_workspace = Memory(last, loss->workspace_bytes(stages.back().output_shape()));
+  if (config.cuda_graph) repeated_loss.emplace(last, microbatch_labels());
 }
 
 void EngineCore::connect() {

@@ -4,11 +4,13 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "kernels/runtime/buffer.h"
 #include "pipeline/engine.h"
 #include "pipeline/lane.h"
+#include "pipeline/repeated_loss.h"
 #include "pipeline/stage.h"
 
 namespace pipeoptim {
@@ -45,6 +47,7 @@ struct EngineCore {
   Buffer<double> loss_sums;
   Buffer<std::int32_t> correct;
   Memory loss_workspace;
+  std::optional<RepeatedLoss> repeated_loss;  // where graphs are used
   std::vector<Event> label_ready, label_free, result_ready;
   std::vector<OptimizerStatus> status;
   std::vector<std::vector<float>> rates;  // by stage: of the pass's steps and some beyond
@@ -60,8 +63,12 @@ struct EngineCore {
   Device device_of(int stage) const { return stages[static_cast<std::size_t>(stage)].device(); }
   bool here(int stage) const { return stage >= first_here && stage < end_here; }
   bool last_is_here() const { return end_here == depth(); }
+  std::int64_t label_entry(const Instruction& instruction) const {
+    return instruction.microbatch % label_ring;
+  }
   std::int64_t minibatch_labels() const { return minibatch_records * record_labels; }
   std::int64_t microbatch_labels() const { return microbatch_records * record_labels; }
+  bool uses_graphs(Mode mode) const { return config.cuda_graph && mode == Mode::kTraining; }
   int micro() const { return config.microbatches_per_update; }
 
   EngineCore(EngineConfig engine_config, std::vector<std::vector<NamedLayer>> layers,

@@ -4,11 +4,14 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "kernels/runtime/stream.h"
+#include "kernels/runtime/turns.h"
+#include "optim/optimizer.h"
 #include "pipeline/engine.h"
 #include "pipeline/graph_cache.h"
 #include "pipeline/schedule.h"
@@ -46,6 +49,7 @@ struct LaneOptions {
   std::shared_ptr<Stream> compute = {};  // of the worker, which the stages on it share
   HostExecution execution = HostExecution::kWorker;
   bool times_copies = false;  // for a trace; compute is always timed
+  bool graphs = false;
 };
 
 struct LaneStreams {
@@ -55,7 +59,8 @@ struct LaneStreams {
 
 struct StageLane {
   explicit StageLane(const LaneOptions& options)
-      : pass_start(options.device, EventTiming::kOn),
+      : rates(options.graphs ? std::make_optional<Turns<StepRates>>(options.device) : std::nullopt),
+        pass_start(options.device, EventTiming::kOn),
         spans{SpanRing(options.device, true), SpanRing(options.device, options.times_copies),
               SpanRing(options.device, options.times_copies)} {
     const Device device = options.device;
@@ -94,7 +99,9 @@ struct StageLane {
   std::vector<std::int64_t> stashed_version;
   std::vector<VersionRecord> versions;
 
-  GraphCache graphs;  // where the engine uses them
+  // Where the engine uses them: the compute instructions as graphs, and what their optimizer steps take.
+  GraphCache graphs;
+  std::optional<Turns<StepRates>> rates;
 
   // Microseconds since the engine was made or, busy, of the compute stream's work; of the last pass.
   Event pass_start;

@@ -1,7 +1,6 @@
 // Interprets one pass of a schedule: each instruction becomes stream-ordered work.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -13,6 +12,7 @@
 #include "kernels/runtime/range.h"
 #include "pipeline/edge.h"
 #include "pipeline/engine_core.h"
+#include "pipeline/loss_runner.h"
 #include "pipeline/pass_recorder.h"
 
 namespace pipeoptim {
@@ -47,6 +47,7 @@ class PassRunner {
         mode_(mode),
         pass_(pass),
         recorder_(core, schedule, pass),
+        losses_(core, schedule, mode, pass),
         steps_(mode == Mode::kTraining ? issue_order(schedule) : microbatch_order(schedule)) {
     for (auto* edges : {&core.activation_edges, &core.gradient_edges}) {
       for (auto& edge : *edges) {
@@ -57,6 +58,7 @@ class PassRunner {
         static_cast<std::size_t>(schedule.microbatches / schedule.microbatches_per_update));
     for (auto& parts : batch_parts_left_) parts = schedule.microbatches_per_update;
     minibatch_limit_ = schedule.microbatches / schedule.microbatches_per_update;
+    restart_turns();
   }
 
   PassResult run() {
@@ -68,10 +70,10 @@ class PassRunner {
         if (!core_.here(step.stage) || !admits(step.stage, instruction)) continue;
         issue(step.stage, instruction);
         if (instruction.op == Op::kForward || instruction.op == Op::kBackward) core_.throw_if_failed();
-        take_results(false);
+        if (losses_.take_results()) stop();
       }
       core_.synchronize();
-      take_results(true);
+      if (losses_.take_all_results()) stop();
     } catch (const std::exception& error) {
       give_up(error.what());
       throw;
@@ -79,15 +81,23 @@ class PassRunner {
       give_up("an unknown error");
       throw;
     }
-    result_.minibatches = minibatch_limit_;
-    result_.stopped = minibatch_limit_ < schedule_.microbatches / schedule_.microbatches_per_update;
-    result_.seconds = std::chrono::duration<double>(PassClock::now() - begin).count();
-    if (result_.records > 0) result_.loss = loss_total_ / static_cast<double>(result_.labels);
+    PassResult result;
+    result.minibatches = minibatch_limit_;
+    result.stopped = minibatch_limit_ < schedule_.microbatches / schedule_.microbatches_per_update;
+    result.seconds = std::chrono::duration<double>(PassClock::now() - begin).count();
+    losses_.add_totals(result);
     recorder_.finish(mode_);
-    return result_;
+    return result;
   }
 
  private:
+  // What host and graphs count together, whatever became of the pass before.
+  void restart_turns() {
+    if (!core_.uses_graphs(mode_)) return;
+    for (int k = core_.first_here; k < core_.end_here; ++k) lane(k).rates->restart(lane(k).streams[kCompute]);
+    if (core_.last_is_here()) core_.repeated_loss->restart(lane(core_.depth() - 1).streams[kCompute]);
+  }
+
   void give_up(const char* reason) noexcept {
     core_.abandon(reason);
     core_.drain();
@@ -99,7 +109,6 @@ class PassRunner {
     return *edges[static_cast<std::size_t>(k)];
   }
   bool last(int k) const { return k + 1 == core_.depth(); }
-  std::int64_t ring(std::int64_t microbatch) const { return microbatch % core_.label_ring; }
 
   // Mini-batches from the limit on are left out. This process begins one with the first instruction that
   // reaches beyond it, which is where several processes agree on their limit.
@@ -171,7 +180,7 @@ class PassRunner {
 
   void load_labels(int k, const Instruction& instruction, int part) {
     Stream& stream = lane(k).streams[kActivations];
-    const std::int64_t entry = ring(instruction.microbatch);
+    const std::int64_t entry = core_.label_entry(instruction);
     const std::int64_t labels = core_.microbatch_labels();
     stream.wait(core_.label_free[entry]);
     stream.copy(core_.labels.data() + entry * labels, batch_.labels + part * labels,
@@ -195,10 +204,10 @@ class PassRunner {
 
   // The stage's layers, as a graph where that is asked for and possible.
   template <typename Issue>
-  void run_layers(int k, std::optional<Stage::Part> backward, const Stage::Pass& pass, const Issue& issue) {
-    if (!core_.config.cuda_graph || mode_ != Mode::kTraining || !stage(k).repeats()) return issue();
+  void run_layers(int k, const Instruction& instruction, const Stage::Pass& pass, const Issue& issue) {
+    if (!core_.uses_graphs(mode_) || !stage(k).repeats()) return issue();
     lane(k).graphs.run(lane(k).streams[kCompute],
-                       {.backward = backward,
+                       {.op = instruction.op,
                         .slot = pass.slot,
                         .source = pass.source,
                         .version_slot = pass.version_slot,
@@ -216,8 +225,11 @@ class PassRunner {
     stream.wait(here.output_consumed[slot]);
     recorder_.begin_span(k, kCompute, instruction);
     const Stage::Pass pass = stage_pass(k, instruction);
-    run_layers(k, std::nullopt, pass, [&] { stage(k).forward(stream, pass); });
-    if (mode_ == Mode::kEvaluation && last(k)) run_loss(k, instruction);
+    run_layers(k, instruction, pass, [&] { stage(k).forward(stream, pass); });
+    if (mode_ == Mode::kEvaluation && last(k)) {
+      losses_.run(losses_.begin(instruction));
+      losses_.end(instruction);
+    }
     recorder_.end_span(k, kCompute);
     recorder_.note_pass(k, instruction, 'F');
     stream.record(here.output_ready[slot]);
@@ -234,56 +246,65 @@ class PassRunner {
       stream.wait(here.input_gradient_consumed[slot]);
     }
     recorder_.begin_span(k, kCompute, instruction);
-    if (makes_input_gradient && last(k)) run_loss(k, instruction);
+    std::optional<LossContext> loss;
+    if (makes_input_gradient && last(k)) loss.emplace(losses_.begin(instruction));
     const Stage::Pass pass = stage_pass(k, instruction);
-    run_layers(k, part, pass, [&] { stage(k).backward(stream, pass, part); });
+    run_layers(k, instruction, pass, [&] {
+      if (loss) losses_.run(*loss);
+      stage(k).backward(stream, pass, part);
+    });
+    if (loss) losses_.end(instruction);
     recorder_.end_span(k, kCompute);
     if (makes_input_gradient) recorder_.note_pass(k, instruction, 'B');
     if (makes_input_gradient) stream.record(here.input_gradient_ready[slot]);
     if (part != Stage::Part::kInput) stream.record(here.slot_free[slot]);
   }
 
-  // Loss, and in training its gradient, into the slot's output gradient.
-  void run_loss(int k, const Instruction& instruction) {
-    StageLane& here = lane(k);
-    Stream& stream = here.streams[kCompute];
-    const std::int64_t entry = ring(instruction.microbatch);
-    const auto result = static_cast<std::size_t>(issued_results_ % kResultRing);
-    if (issued_results_ - taken_results_ == kResultRing) wait_for_result();
-    const bool trains = mode_ == Mode::kTraining;
-    stream.wait(core_.label_ready[static_cast<std::size_t>(entry)]);
-    core_.loss->run({.stream = stream,
-                     .logits = stage(k).output(instruction.slot),
-                     .labels = core_.labels.data() + entry * core_.microbatch_labels(),
-                     .logits_gradient = trains ? stage(k).output_gradient(instruction.slot) : Tensor{},
-                     .loss_sum = core_.loss_sums.data() + result,
-                     .correct = core_.correct.data() + result,
-                     .scale = 1.0F / static_cast<float>(core_.minibatch_labels()),
-                     .workspace = core_.loss_workspace.data()});
-    stream.record(core_.label_free[static_cast<std::size_t>(entry)]);
-    stream.record(core_.result_ready[result]);
-    ++issued_results_;
-  }
-
   void issue_weights(int k, const Instruction& instruction) {
-    Stream& stream = lane(k).streams[kCompute];
     recorder_.begin_span(k, kCompute, instruction);
-    switch (instruction.op) {
-      case Op::kUpdate:
-        stage(k).update(stream, rate(k, instruction));
-        break;
-      case Op::kUpdatePredict:
-        stage(k).update_predict(stream, rate(k, instruction), instruction.predicted_slot,
-                                lookahead(k, instruction));
-        break;
-      case Op::kPredict:
-        stage(k).predict(stream, instruction.predicted_slot, lookahead(k, instruction));
-        break;
-      default:
-        stage(k).stash_weights(stream, instruction.version_slot);
+    if (!core_.uses_graphs(mode_)) {
+      launch_weights(k, instruction);
+    } else if (stage(k).optimizer() != nullptr) {
+      repeat_weights(k, instruction);
     }
     recorder_.end_span(k, kCompute);
     recorder_.note_weights(k, instruction);
+  }
+
+  void launch_weights(int k, const Instruction& instruction) {
+    Stream& stream = lane(k).streams[kCompute];
+    switch (instruction.op) {
+      case Op::kUpdate:
+        return stage(k).update(stream, rate(k, instruction));
+      case Op::kUpdatePredict:
+        return stage(k).update_predict(stream, rate(k, instruction), instruction.predicted_slot,
+                                       lookahead(k, instruction));
+      case Op::kPredict:
+        return stage(k).predict(stream, instruction.predicted_slot, lookahead(k, instruction));
+      default:
+        return stage(k).stash_weights(stream, instruction.version_slot);
+    }
+  }
+
+  // As a graph, which takes the learning rates from memory.
+  void repeat_weights(int k, const Instruction& instruction) {
+    StageLane& here = lane(k);
+    Stream& stream = here.streams[kCompute];
+    const GraphCache::Key key{.op = instruction.op,
+                              .version_slot = instruction.version_slot,
+                              .predicted_slot = instruction.predicted_slot,
+                              .horizon = instruction.horizon};
+    if (instruction.op == Op::kStashWeights) {
+      return here.graphs.run(stream, key, [&] { stage(k).stash_weights(stream, instruction.version_slot); });
+    }
+    const Lookahead ahead = instruction.op == Op::kUpdate ? Lookahead{} : lookahead(k, instruction);
+    const float lr = instruction.op == Op::kPredict ? 0 : rate(k, instruction);
+    here.rates->post(stream, stage(k).step_rates(lr, ahead));
+    here.graphs.run(stream, key, [&] {
+      here.rates->take(stream);
+      stage(k).repeat(stream,
+                      {instruction.op, instruction.predicted_slot, ahead.distance, here.rates->now()});
+    });
   }
 
   float rate(int k, const Instruction& instruction) const {
@@ -298,46 +319,6 @@ class PassRunner {
                  static_cast<std::size_t>(instruction.horizon));
   }
 
-  void wait_for_result() {
-    core_.result_ready[static_cast<std::size_t>(taken_results_ % kResultRing)].synchronize();
-    take_result();
-  }
-
-  void take_results(bool all) {
-    while (taken_results_ < issued_results_) {
-      const auto entry = static_cast<std::size_t>(taken_results_ % kResultRing);
-      if (!all && !core_.result_ready[entry].done()) return;
-      take_result();
-    }
-  }
-
-  void take_result() {
-    const auto entry = static_cast<std::size_t>(taken_results_ % kResultRing);
-    step_loss_ += core_.loss_sums.data()[entry];
-    step_correct_ += core_.correct.data()[entry];
-    ++taken_results_;
-    if (taken_results_ % schedule_.microbatches_per_update != 0) return;
-    const std::int64_t t = taken_results_ / schedule_.microbatches_per_update - 1;
-    StepResult step;
-    step.step = pass_.first_step + t;
-    step.loss = step_loss_ / static_cast<double>(core_.minibatch_labels());
-    step.records = core_.minibatch_records;
-    step.labels = core_.minibatch_labels();
-    step.correct = step_correct_;
-    loss_total_ += step_loss_;
-    result_.records += step.records;
-    result_.labels += step.labels;
-    result_.correct += step.correct;
-    step_loss_ = 0;
-    step_correct_ = 0;
-    if (mode_ == Mode::kTraining && !std::isfinite(step.loss)) {
-      throw DataError(
-          "step " + std::to_string(step.step) + ": the loss is " + std::to_string(step.loss) +
-          "; training stops before it spoils more (a lower --lr, --clip-norm or warm-up may help)");
-    }
-    if (pass_.on_step && !pass_.on_step(step)) stop();
-  }
-
   // After what is in flight; several processes first agree on what that is.
   void stop() {
     if (core_.config.processes != nullptr) return core_.config.processes->request_stop();
@@ -350,17 +331,12 @@ class PassRunner {
   Mode mode_;
   const TrainPass& pass_;
   PassRecorder recorder_;
+  LossRunner losses_;
   std::vector<IssueStep> steps_;
   std::vector<std::atomic<int>> batch_parts_left_;
   Batch batch_;
   std::int64_t minibatch_limit_ = 0;
   std::int64_t issued_minibatches_ = 0;
-  std::int64_t issued_results_ = 0;
-  std::int64_t taken_results_ = 0;
-  double step_loss_ = 0;
-  std::int64_t step_correct_ = 0;
-  double loss_total_ = 0;
-  PassResult result_;
 };
 
 }  // namespace

@@ -234,6 +234,18 @@ void Stage::update_predict(Stream& stream, float lr, int predicted_slot, Lookahe
                              ahead);
 }
 
+StepRates Stage::step_rates(float lr, Lookahead ahead) const {
+  return make_step_rates(options_.optimizer.predictor, lr, ahead);
+}
+
+void Stage::repeat(Stream& stream, const Step& step) {
+  if (!optimizer_) return;
+  RepeatedStep work{.weights = weights_.data(), .distance = step.distance, .rates = step.rates};
+  if (is_update(step.op)) work.gradients = gradients_.data();
+  if (step.op != Op::kUpdate) work.predicted = predicted(step.predicted_slot);
+  optimizer_->repeat(stream, work);
+}
+
 void Stage::stash_weights(Stream& stream, int version_slot) {
   stream.copy(versions_.at(static_cast<std::size_t>(version_slot)).data(), weights_.data(),
               float_bytes(parameter_elements_));

@@ -93,6 +93,17 @@ class Stage {
   void update_predict(Stream& stream, float lr, int predicted_slot, Lookahead ahead);
   void stash_weights(Stream& stream, int version_slot);
 
+  // The same for work that is repeated: the numbers for the device's memory, and the work (`op`) that reads
+  // them there.
+  StepRates step_rates(float lr, Lookahead ahead) const;
+  struct Step {
+    Op op = Op::kUpdate;  // kPredict, kUpdatePredict
+    int predicted_slot = -1;
+    int distance = 0;
+    const StepRates* rates = nullptr;
+  };
+  void repeat(Stream& stream, const Step& step);
+
  private:
   std::byte* slot_memory(int slot, std::size_t offset) const {
     return slots_.data() + static_cast<std::size_t>(slot) * slot_bytes_ + offset;
