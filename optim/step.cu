@@ -90,7 +90,11 @@ void StepOptimizer::start(Stream& stream, Pass pass, LearningRates coming) {
                          {pass.weights, pass.gradients, pass.predicted.values, pass.predicted.rounded});
   if (pass.update != Update::kNone) plan_.begin_step(stream, pass.gradients);
   if (pass.prediction == Prediction::kGeometric) {
-    pass.rates == nullptr ? plan_.plan_coast(stream, coming) : plan_.plan_coast(stream, pass.rates);
+    if (pass.rates != nullptr) {
+      plan_.plan_coast(stream, pass.rates);
+    } else {
+      plan_.plan_coast(stream, coming);
+    }
   }
   run(stream, pass);
 }
