@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/runtime/device.h"
@@ -96,16 +97,18 @@ INSTANTIATE_TEST_SUITE_P(Models, NcclTrain, models_and_methods(), name_of);
 
 using NcclRun = NcclProgram;
 
-// Two epochs with an evaluation after each; where a stage runs changes no bit.
+// Two epochs with an evaluation after each; where a stage runs changes no bit, nor do graphs.
 TEST_F(NcclRun, SavesTheWeightsOfOneProcess) {
   const Arguments arguments =
       joined(four_stages("mlp", "pipeoptim"),
              {"--steps", "40", "--limit-train", "320", "--optimizer", "adamw", "--lr", "0.01"});
   const Outcome one = run(joined(arguments, {"--device", "cuda", "--save", out("one")}));
   ASSERT_EQ(one.code, 0) << one.err;
-  for (const int size : {2, 4}) {
-    expect_success(run_all(size, joined(arguments, {"--save", out("several"), "--run-dir", out("run"),
-                                                    "--overwrite", "--trace", out("trace.json")})));
+  for (const auto& [size, graphs] :
+       {std::pair(2, Arguments{}), std::pair(4, Arguments{}), std::pair(4, Arguments{"--cuda-graph"})}) {
+    const Arguments files = {"--save",      out("several"), "--run-dir",      out("run"),
+                             "--overwrite", "--trace",      out("trace.json")};
+    expect_success(run_all(size, joined(joined(arguments, files), graphs)));
     EXPECT_EQ(read_text(out("several")), read_text(out("one")));
     EXPECT_EQ(read_text(out("run") + "/weights.safetensors"), read_text(out("one")));
     EXPECT_EQ(read_lines(out("run") + "/metrics.jsonl").size(), 42U);
