@@ -93,8 +93,8 @@ class Stage {
   void update_predict(Stream& stream, float lr, int predicted_slot, Lookahead ahead);
   void stash_weights(Stream& stream, int version_slot);
 
-  // Updates and predictions as work that can be repeated: step_rates() makes the numbers of one time, and what
-  // repeat() enqueues reads them in the device's memory.
+  // Updates and predictions as work that can be repeated: step_rates() makes the numbers of one time, and
+  // what repeat() enqueues reads them in the device's memory.
   StepRates step_rates(float lr, Lookahead ahead) const;
   struct Step {
     Op op = Op::kUpdate;  // kPredict, kUpdatePredict

@@ -175,7 +175,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
       "Of products and convolutions: fp32, or faster bf16 (factors of 7 bits, and activations where layers "
       "can) or, on CUDA, tf32 (factors of 10 bits)");
   add_flag(command, "cuda-graph", options_.cuda_graph,
-           "Launch forwards, backwards with the loss, and updates as CUDA graphs: the same results, fewer launches");
+           "Launch forwards, backwards with the loss, and updates as CUDA graphs: the same results, fewer "
+           "launches");
 }
 
 void CommandLine::add_processes(Subcommand& command) {
