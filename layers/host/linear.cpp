@@ -1,7 +1,7 @@
-// Linear maps on the host. Forward is oneDNN's matmul primitive, which reads the weights as they lie in the
-// arena and adds bias and activation while the product is in registers: dnnl_sgemm with a transposed factor
-// gives a second thread nothing to do where rows are few (half the speed at 128 x 1024 x 1024). The gradients
-// are products that dnnl_sgemm runs well. With factors in bf16 all three are matmul primitives.
+// Linear maps on the host: oneDNN's matmul primitives, which take weights as they lie in the arena, add bias
+// and activation while a product is in registers, and ask for their memory when they are planned. dnnl_sgemm
+// is not faster, gives a second thread nothing to do where rows are few and a factor is transposed (half the
+// speed at 128 x 1024 x 1024), and takes some 11 MiB a thread that nobody has planned.
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -33,33 +33,37 @@ memory::desc any(Type type, std::int64_t rows, std::int64_t columns) {
   return {{rows, columns}, type, memory::format_tag::any};
 }
 
-// The forward product, with factors of a type. oneDNN's interface is not const-correct: inputs are only read.
-class ForwardProduct {
+// A product of two matrices, with all that its primitive needs. oneDNN's interface is not const-correct:
+// factors and bias are only read.
+class Product {
  public:
-  ForwardProduct(const dnnl::engine& engine, const LinearSpec& spec, Type factors) {
-    const MatmulMemory memory{
-        .input = matrix(factors, spec.rows, spec.in),
-        .weights = transposed(factors, spec.in, spec.out),
-        .bias = spec.bias == Bias::kYes ? matrix(Type::f32, 1, spec.out) : memory::desc(),
-        .output = matrix(dnnl_type(spec.types.output), spec.rows, spec.out)};
-    dnnl::post_ops epilogue;
-    if (spec.activation == Activation::kRelu) append_relu(epilogue);
-    const auto chosen = describe_matmul(engine, memory, epilogue);
+  // The factors as they lie, and as oneDNN may have them.
+  struct Layouts {
+    memory::desc a, b, asked_a, asked_b;
+    memory::desc bias;  // of zero size where there is none
+    memory::desc product;
+  };
+
+  Product(const dnnl::engine& engine, const Layouts& layouts, const dnnl::post_ops& epilogue) {
+    const auto chosen =
+        describe_matmul(engine, {layouts.asked_a, layouts.asked_b, layouts.bias, layouts.product}, epilogue);
     std::vector<StagedPrimitive::Operand> operands{
-        {DNNL_ARG_SRC, memory.input, memory.input, Role::kInput},
-        {DNNL_ARG_WEIGHTS, memory.weights, memory.weights, Role::kInput},
-        {DNNL_ARG_DST, memory.output, memory.output, Role::kOutput}};
-    if (spec.bias == Bias::kYes) operands.push_back({DNNL_ARG_BIAS, memory.bias, memory.bias, Role::kInput});
+        {DNNL_ARG_SRC, layouts.a, chosen.src_desc(), Role::kInput},
+        {DNNL_ARG_WEIGHTS, layouts.b, chosen.weights_desc(), Role::kInput},
+        {DNNL_ARG_DST, layouts.product, layouts.product, Role::kOutput}};
+    if (layouts.bias.get_size() > 0) {
+      operands.push_back({DNNL_ARG_BIAS, layouts.bias, layouts.bias, Role::kInput});
+    }
     primitive_.emplace(engine, dnnl::matmul(chosen), chosen.scratchpad_desc(), operands);
   }
 
   std::size_t workspace_bytes() const { return primitive_->workspace_bytes(); }
 
-  void run(Stream& stream, const void* input, const void* weights, const LinearForward& operands,
+  void run(Stream& stream, const void* a, const void* b, const float* bias, void* product,
            std::byte* workspace) {
-    stream.submit([primitive = &*primitive_, input, weights, operands, workspace] {
-      void* const pointers[] = {const_cast<void*>(input), const_cast<void*>(weights),
-                                operands.output.memory(), const_cast<float*>(operands.bias)};
+    stream.submit([primitive = &*primitive_, a, b, bias, product, workspace] {
+      void* const pointers[] = {const_cast<void*>(a), const_cast<void*>(b), product,
+                                const_cast<float*>(bias)};
       primitive->execute(pointers, workspace);
     });
   }
@@ -68,157 +72,120 @@ class ForwardProduct {
   std::optional<StagedPrimitive> primitive_;
 };
 
+// Factors of bf16 that are given in fp32 are rounded into the workspace, the products' own memory lies behind
+// them. The bias gradient is the sum of what is given.
 class HostLinear final : public LinearPlan {
  public:
-  HostLinear(int threads, const LinearSpec& spec) : threads_(threads), spec_(spec) {
-    const PlanningThreads guard(threads);
-    forward_.emplace(dnnl::engine(dnnl::engine::kind::cpu, 0), spec, Type::f32);
-  }
-
-  std::size_t workspace_bytes() const override {
-    const bool sums = spec_.bias == Bias::kYes;
-    return std::max(forward_->workspace_bytes(),
-                    sums ? bias_gradient_workspace({spec_.rows, spec_.out}) : std::size_t{0});
-  }
-
-  void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override {
-    require_threads("linear", threads_, stream);
-    forward_->run(stream, fp32_values(operands.input), fp32_values(operands.weights), operands, workspace);
-  }
-
-  void backward_input(Stream& stream, const LinearBackwardInput& operands, std::byte*) const override {
-    gemm(stream, {.rows = spec_.rows,
-                  .columns = spec_.in,
-                  .inner = spec_.out,
-                  .a = fp32_values(operands.output_gradient),
-                  .b = fp32_values(operands.weights),
-                  .c = fp32_values(operands.input_gradient)});
-  }
-
-  void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
-                        std::byte* workspace) const override {
-    gemm(stream, {.transpose_a = Transpose::kYes,
-                  .rows = spec_.out,
-                  .columns = spec_.in,
-                  .inner = spec_.rows,
-                  .a = fp32_values(operands.output_gradient),
-                  .b = fp32_values(operands.input),
-                  .c = operands.weight_gradient,
-                  .beta = operands.mode == GradientMode::kAdd ? 1.0F : 0.0F});
-    if (operands.bias_gradient == nullptr) return;
-    sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
-                      operands.mode, workspace);
-  }
-
- private:
-  int threads_;
-  LinearSpec spec_;
-  // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
-  mutable std::optional<ForwardProduct> forward_;
-};
-
-// A product of two bf16 matrices, stored in either type or added to fp32.
-class Bf16Product {
- public:
-  // `a` and `b` as they lie, and as oneDNN may have them.
-  struct Factors {
-    memory::desc a, b, asked_a, asked_b;
-  };
-
-  Bf16Product(const dnnl::engine& engine, const Factors& factors, const memory::desc& product,
-              GradientMode mode) {
-    dnnl::post_ops epilogue;
-    if (mode == GradientMode::kAdd) epilogue.append_sum(1.0F);
-    const auto chosen =
-        describe_matmul(engine, {factors.asked_a, factors.asked_b, memory::desc(), product}, epilogue);
-    primitive_.emplace(engine, dnnl::matmul(chosen), chosen.scratchpad_desc(),
-                       std::vector<StagedPrimitive::Operand>{
-                           {DNNL_ARG_SRC, factors.a, chosen.src_desc(), Role::kInput},
-                           {DNNL_ARG_WEIGHTS, factors.b, chosen.weights_desc(), Role::kInput},
-                           {DNNL_ARG_DST, product, product, Role::kOutput}});
-  }
-
-  std::size_t workspace_bytes() const { return primitive_->workspace_bytes(); }
-
-  void run(Stream& stream, const Bf16* a, const Bf16* b, void* product, std::byte* workspace) {
-    stream.submit([primitive = &*primitive_, a, b, product, workspace] {
-      void* const pointers[] = {const_cast<Bf16*>(a), const_cast<Bf16*>(b), product};
-      primitive->execute(pointers, workspace);
-    });
-  }
-
- private:
-  std::optional<StagedPrimitive> primitive_;
-};
-
-// Factors that are given in fp32 are rounded into the workspace, the products' own memory lies behind them.
-// The bias gradient is the sum of what is given.
-class HostBf16Linear final : public LinearPlan {
- public:
-  HostBf16Linear(int threads, const LinearSpec& spec)
+  HostLinear(int threads, const LinearSpec& spec)
       : threads_(threads),
         spec_(spec),
-        rounded_(
+        factors_(
+            spec.precision,
             {.input = spec.rows * spec.in, .weights = spec.in * spec.out, .output = spec.rows * spec.out},
             spec.types, workspace_) {
-    require_bf16();
+    if (rounds()) require_bf16();
     const PlanningThreads guard(threads);
     const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-    const std::int64_t rows = spec.rows, in = spec.in, out = spec.out;
-    forward_.emplace(engine, spec, Type::bf16);
-    const memory::desc gradient = matrix(Type::bf16, rows, out), weights = matrix(Type::bf16, out, in);
-    input_.emplace(engine, Bf16Product::Factors{gradient, weights, gradient, weights},
-                   matrix(dnnl_type(spec.types.input), rows, in), GradientMode::kStore);
-    // The transpose of what lies row by row: oneDNN multiplies its own layouts up to twice as fast (768 x
-    // 2048 x 256), a reorder costs a tenth of that.
-    const Bf16Product::Factors of_weights{transposed(Type::bf16, out, rows), matrix(Type::bf16, rows, in),
-                                          any(Type::bf16, out, rows), any(Type::bf16, rows, in)};
-    store_.emplace(engine, of_weights, matrix(Type::f32, out, in), GradientMode::kStore);
-    add_.emplace(engine, of_weights, matrix(Type::f32, out, in), GradientMode::kAdd);
+    make_forward(engine);
+    make_backward_input(engine);
+    make_backward_weights(engine, GradientMode::kStore);
+    make_backward_weights(engine, GradientMode::kAdd);
     behind_ = workspace_.reserve(
         std::max({forward_->workspace_bytes(), input_->workspace_bytes(), store_->workspace_bytes(),
-                  add_->workspace_bytes(), bias_gradient_workspace({rows, out})}));
+                  add_->workspace_bytes(), bias_gradient_workspace({spec.rows, spec.out})}));
   }
 
   std::size_t workspace_bytes() const override { return workspace_.bytes(); }
 
   void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override {
     require_threads("linear", threads_, stream);
-    const Bf16* const input = rounded_.input(stream, operands.input, workspace);
-    const Bf16* const weights = rounded_.weights(stream, operands.weights, workspace);
-    forward_->run(stream, input, weights, operands, workspace + behind_);
+    const void* const input = factors_.input(stream, operands.input, workspace);
+    const void* const weights = factors_.weights(stream, operands.weights, workspace);
+    forward_->run(stream, input, weights, operands.bias, operands.output.memory(), workspace + behind_);
   }
 
   void backward_input(Stream& stream, const LinearBackwardInput& operands,
                       std::byte* workspace) const override {
     require_threads("linear", threads_, stream);
-    const Bf16* const gradient =
-        rounded_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
-    const Bf16* const weights = rounded_.weights(stream, operands.weights, workspace);
-    input_->run(stream, gradient, weights, operands.input_gradient.memory(), workspace + behind_);
+    const void* const gradient =
+        factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
+    const void* const weights = factors_.weights(stream, operands.weights, workspace);
+    input_->run(stream, gradient, weights, nullptr, operands.input_gradient.memory(), workspace + behind_);
   }
 
   void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
                         std::byte* workspace) const override {
     require_threads("linear", threads_, stream);
-    const Bf16* const gradient =
-        rounded_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
-    const Bf16* const input = rounded_.input(stream, operands.input, workspace);
+    const void* const gradient =
+        factors_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
+    const void* const input = factors_.input(stream, operands.input, workspace);
     auto& product = operands.mode == GradientMode::kAdd ? add_ : store_;
-    product->run(stream, gradient, input, operands.weight_gradient, workspace + behind_);
+    product->run(stream, gradient, input, nullptr, operands.weight_gradient, workspace + behind_);
     if (operands.bias_gradient == nullptr) return;
     sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
                       operands.mode, workspace + behind_);
   }
 
  private:
+  bool rounds() const { return spec_.precision == MatrixPrecision::kBf16; }
+  Type factor() const { return rounds() ? Type::bf16 : Type::f32; }
+
+  void make_forward(const dnnl::engine& engine) {
+    const memory::desc input = matrix(factor(), spec_.rows, spec_.in);
+    const memory::desc weights = transposed(factor(), spec_.in, spec_.out);
+    dnnl::post_ops epilogue;
+    if (spec_.activation == Activation::kRelu) append_relu(epilogue);
+    forward_.emplace(
+        engine,
+        Product::Layouts{.a = input,
+                         .b = weights,
+                         .asked_a = input,
+                         .asked_b = weights,
+                         .bias = spec_.bias == Bias::kYes ? matrix(Type::f32, 1, spec_.out) : memory::desc(),
+                         .product = matrix(dnnl_type(spec_.types.output), spec_.rows, spec_.out)},
+        epilogue);
+  }
+
+  void make_backward_input(const dnnl::engine& engine) {
+    const memory::desc gradient = matrix(factor(), spec_.rows, spec_.out);
+    const memory::desc weights = matrix(factor(), spec_.out, spec_.in);
+    input_.emplace(engine,
+                   Product::Layouts{.a = gradient,
+                                    .b = weights,
+                                    .asked_a = gradient,
+                                    .asked_b = weights,
+                                    .bias = {},
+                                    .product = matrix(dnnl_type(spec_.types.input), spec_.rows, spec_.in)},
+                   dnnl::post_ops());
+  }
+
+  void make_backward_weights(const dnnl::engine& engine, GradientMode mode) {
+    const memory::desc gradient = transposed(factor(), spec_.out, spec_.rows);
+    const memory::desc input = matrix(factor(), spec_.rows, spec_.in);
+    Product::Layouts layouts{.a = gradient,
+                             .b = input,
+                             .asked_a = gradient,
+                             .asked_b = input,
+                             .bias = {},
+                             .product = matrix(Type::f32, spec_.out, spec_.in)};
+    if (rounds()) {
+      // The transpose of what lies row by row: oneDNN multiplies its own layouts up to twice as fast (768 x
+      // 2048 x 256), a reorder costs a tenth of that. In fp32 it is as fast as it lies.
+      layouts.asked_a = any(Type::bf16, spec_.out, spec_.rows);
+      layouts.asked_b = any(Type::bf16, spec_.rows, spec_.in);
+    }
+    dnnl::post_ops epilogue;
+    if (mode == GradientMode::kAdd) epilogue.append_sum(1.0F);
+    (mode == GradientMode::kAdd ? add_ : store_).emplace(engine, layouts, epilogue);
+  }
+
   int threads_;
   LinearSpec spec_;
   ArenaPlan workspace_;
-  RoundedFactors rounded_;
+  PlanFactors factors_;
   std::size_t behind_ = 0;  // offset of the products' memory
-  mutable std::optional<ForwardProduct> forward_;
-  mutable std::optional<Bf16Product> input_, store_, add_;
+  // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
+  mutable std::optional<Product> forward_, input_, store_, add_;
 };
 
 }  // namespace
@@ -228,9 +195,6 @@ namespace pipeoptim::detail {
 
 std::unique_ptr<LinearPlan> make_host_linear(int threads, const LinearSpec& spec) {
   try {
-    if (spec.precision == MatrixPrecision::kBf16) {
-      return std::make_unique<host::HostBf16Linear>(threads, spec);
-    }
     return std::make_unique<host::HostLinear>(threads, spec);
   } catch (const dnnl::error& error) {
     throw DeviceError("oneDNN " + describe(spec), std::string(error.what()) + ", status " +
