@@ -185,7 +185,9 @@ void CommandLine::add_processes(Subcommand& command) {
   CLI::Option* rank = add(command, "rank", options_.rank, "Which of several processes this one is");
   CLI::Option* size = add(command, "world-size", options_.world_size, "Their number");
   add(command, "rendezvous", options_.rendezvous,
-      "Where they meet: tcp:HOST:PORT of rank 0, or file:PATH (default: MASTER_ADDR, MASTER_PORT)");
+      "Where they meet: tcp:HOST:PORT of rank 0, file:PATH, or mpi (default: MASTER_ADDR, MASTER_PORT, or "
+      "mpi "
+      "under its launcher)");
   add(command, "rendezvous-timeout", options_.rendezvous_timeout, "Seconds to wait for each other");
   for (CLI::Option* option : {rank, size}) option->default_str("as the launcher says");
   for (std::size_t i = first; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "pipeline/processes/mpi_meeting.h"
+
 namespace pipeoptim {
 namespace {
 
@@ -12,13 +14,15 @@ struct Launcher {
   const char *rank, *size, *local_rank;
 };
 
+constexpr Launcher kOpenMpi = {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"};
+constexpr Launcher kPmi = {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"};
+
 // Slurm's number of tasks is that of the step, which srun alone sets: SLURM_NTASKS is there in a batch
 // script, too, where one process runs.
-constexpr Launcher kLaunchers[] = {
-    {"RANK", "WORLD_SIZE", "LOCAL_RANK"},
-    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
-    {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
-    {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"}};
+constexpr Launcher kLaunchers[] = {{"RANK", "WORLD_SIZE", "LOCAL_RANK"},
+                                   kOpenMpi,
+                                   kPmi,
+                                   {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"}};
 
 int parse_number(const std::string& what, const std::string& text, int largest) {
   int value = -1;
@@ -62,6 +66,11 @@ ProcessIdentity find_identity(std::optional<int> rank, std::optional<int> size) 
   return {*rank, *size, local.value_or(*rank)};
 }
 
+std::string to_string(const MeetingPlace& place) {
+  if (place.by_mpi) return "an address sent by MPI";
+  return place.file.empty() ? to_string(place.address) : "file " + place.file;
+}
+
 MeetingPlace find_meeting_place(const std::string& option) {
   constexpr int kLargestPort = 65535;
   MeetingPlace place;
@@ -69,15 +78,24 @@ MeetingPlace find_meeting_place(const std::string& option) {
     const char* host = std::getenv("MASTER_ADDR");
     const char* port = std::getenv("MASTER_PORT");
     if (host == nullptr || port == nullptr) {
+      place.by_mpi =
+          built_with_mpi() && (std::getenv(kOpenMpi.rank) != nullptr || std::getenv(kPmi.rank) != nullptr);
+      if (place.by_mpi) return place;
       throw std::invalid_argument(
-          "several processes need a place to meet: --rendezvous tcp:HOST:PORT (of rank 0) or file:PATH, or "
-          "the "
-          "variables MASTER_ADDR and MASTER_PORT");
+          "several processes need a place to meet: --rendezvous tcp:HOST:PORT (of rank 0), file:PATH or mpi, "
+          "or the variables MASTER_ADDR and MASTER_PORT");
     }
     place.address = {host, static_cast<std::uint16_t>(parse_number("MASTER_PORT", port, kLargestPort))};
     // torchrun's agent may listen at this port itself and says so.
     const char* taken = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
     if (taken != nullptr && std::strcmp(taken, "True") == 0) ++place.address.port;
+    return place;
+  }
+  if (option == "mpi") {
+    if (!built_with_mpi()) {
+      throw std::invalid_argument("--rendezvous mpi: this program was built without MPI (PIPEOPTIM_MPI)");
+    }
+    place.by_mpi = true;
     return place;
   }
   if (option.rfind("file:", 0) == 0 && option.size() > 5) {
@@ -86,7 +104,8 @@ MeetingPlace find_meeting_place(const std::string& option) {
   }
   const std::size_t colon = option.rfind(':');
   if (option.rfind("tcp:", 0) != 0 || colon <= 4) {
-    throw std::invalid_argument("--rendezvous is '" + option + "'; it must be tcp:HOST:PORT or file:PATH");
+    throw std::invalid_argument("--rendezvous is '" + option +
+                                "'; it must be tcp:HOST:PORT, file:PATH or mpi");
   }
   const std::string port = option.substr(colon + 1);
   place.address = {option.substr(4, colon - 4),

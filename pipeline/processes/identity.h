@@ -21,13 +21,17 @@ struct ProcessIdentity {
 // for what is no rank.
 ProcessIdentity find_identity(std::optional<int> rank, std::optional<int> size);
 
-// Rank 0 listens at an address; or it listens anywhere and writes the address to a file that all can read.
+// Rank 0 listens at an address; or it listens anywhere and writes the address to a file that all can read, or
+// sends it by MPI.
 struct MeetingPlace {
   Address address;
   std::string file;
+  bool by_mpi = false;
 };
+std::string to_string(const MeetingPlace& place);
 
-// "tcp:HOST:PORT" or "file:PATH"; empty: MASTER_ADDR and MASTER_PORT. Throws std::invalid_argument.
+// "tcp:HOST:PORT", "file:PATH" or "mpi"; empty: MASTER_ADDR and MASTER_PORT, else MPI where its launcher has
+// started the process and it is built in. Throws std::invalid_argument.
 MeetingPlace find_meeting_place(const std::string& option);
 
 }  // namespace pipeoptim

@@ -8,12 +8,14 @@
 #include <cstring>
 #include <fstream>
 #include <random>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <thread>
 
 #include "kernels/runtime/error.h"
+#include "pipeline/processes/mpi_meeting.h"
 
 namespace pipeoptim {
 namespace {
@@ -60,15 +62,37 @@ std::string seconds(std::chrono::milliseconds limit) {
   return std::to_string((limit.count() + 999) / 1000) + " s";
 }
 
+// Where rank 0 listens, and what a process of its run knows.
+struct Announcement {
+  Address address;
+  std::uint64_t token = 0;
+};
+
+std::string to_text(const Announcement& announcement) {
+  std::ostringstream text;
+  text << kMagic << ' ' << announcement.address.host << ' ' << announcement.address.port << ' '
+       << announcement.token << '\n';
+  return text.str();
+}
+
+// False where there is none, or no complete one.
+bool read_announcement(std::istream& text, Announcement& announcement) {
+  std::uint64_t magic = 0;
+  Address& address = announcement.address;
+  if (!(text >> magic >> address.host >> address.port >> announcement.token) || magic != kMagic) return false;
+  if (address.host == host_name()) address.host = "127.0.0.1";  // no name service needed
+  return true;
+}
+
 // The file of rank 0, there while others may read it.
 class MeetingFile {
  public:
-  MeetingFile(std::string path, std::uint16_t port, std::uint64_t token) : path_(std::move(path)) {
+  MeetingFile(std::string path, const Announcement& announcement) : path_(std::move(path)) {
     if (path_.empty()) return;
     const std::string temporary = path_ + ".part" + std::to_string(getpid());
     {
       std::ofstream file(temporary);
-      file << kMagic << ' ' << host_name() << ' ' << port << ' ' << token << '\n';
+      file << to_text(announcement);
       if (!file.flush()) throw DeviceError("writing the meeting file " + path_, "cannot write there");
     }
     if (std::rename(temporary.c_str(), path_.c_str()) != 0) {
@@ -80,15 +104,6 @@ class MeetingFile {
   }
   MeetingFile(const MeetingFile&) = delete;
   MeetingFile& operator=(const MeetingFile&) = delete;
-
-  // False where there is none, or no complete one.
-  static bool read(const std::string& path, Address& address, std::uint64_t& token) {
-    std::ifstream file(path);
-    std::uint64_t magic = 0;
-    if (!(file >> magic >> address.host >> address.port >> token) || magic != kMagic) return false;
-    if (address.host == host_name()) address.host = "127.0.0.1";  // no name service needed
-    return true;
-  }
 
  private:
   std::string path_;
@@ -166,17 +181,23 @@ class Host {
 
 // Another rank: tries until rank 0 listens. A meeting file of an earlier run may still lie there: it is read
 // anew for each attempt.
-Socket join(const ProcessIdentity& identity, const MeetingPlace& place, Kind kind,
+Socket join(const ProcessIdentity& identity, const MeetingPlace& place, Announcement announcement, Kind kind,
             std::chrono::milliseconds limit) {
   const Deadline deadline = Clock::now() + limit;
-  Address address = place.address;
+  const auto is_known = [&] {
+    if (place.file.empty()) return true;
+    std::ifstream file(place.file);
+    return read_announcement(file, announcement);
+  };
   std::string reason = "there is no file " + place.file;
   do {
-    Hello hello{.rank = identity.rank, .size = identity.size, .kind = kind};
-    if (place.file.empty() || MeetingFile::read(place.file, address, hello.token)) {
+    if (is_known()) {
+      const Hello hello{
+          .token = announcement.token, .rank = identity.rank, .size = identity.size, .kind = kind};
       Answer answer;
       try {
-        Socket socket = connect_to(address, std::min(deadline, Clock::now() + kHandshake), reason);
+        Socket socket =
+            connect_to(announcement.address, std::min(deadline, Clock::now() + kHandshake), reason);
         if (socket) {
           send_all(socket, &hello, sizeof(hello), until(deadline));
           receive_all(socket, &answer, sizeof(answer), until(deadline));
@@ -190,10 +211,19 @@ Socket join(const ProcessIdentity& identity, const MeetingPlace& place, Kind kin
     }
     std::this_thread::sleep_for(kRetry);
   } while (Clock::now() < deadline);
-  const std::string where = place.file.empty() ? to_string(address) : "file " + place.file;
-  throw DeviceError("rendezvous at " + where, "rank " + std::to_string(identity.rank) +
-                                                  " did not reach rank 0 within " + seconds(limit) + " (" +
-                                                  reason + ")");
+  throw DeviceError("rendezvous at " + to_string(place), "rank " + std::to_string(identity.rank) +
+                                                             " did not reach rank 0 within " +
+                                                             seconds(limit) + " (" + reason + ")");
+}
+
+// What rank 0 announces by MPI; the place's address where it does not.
+Announcement await_announcement(const ProcessIdentity& identity, const MeetingPlace& place) {
+  Announcement announcement{.address = place.address};
+  if (!place.by_mpi) return announcement;
+  std::istringstream text(broadcast_by_mpi(identity, {}));
+  if (!read_announcement(text, announcement))
+    throw DeviceError("rendezvous by MPI", "rank 0 sent no address");
+  return announcement;
 }
 
 }  // namespace
@@ -201,20 +231,21 @@ Socket join(const ProcessIdentity& identity, const MeetingPlace& place, Kind kin
 Connections meet(const ProcessIdentity& identity, const MeetingPlace& place,
                  std::chrono::milliseconds time_limit) {
   if (identity.rank > 0) {
+    const Announcement announcement = await_announcement(identity, place);
     Connections connections;
-    connections.calls.push_back(join(identity, place, Kind::kCalls, time_limit));
-    connections.alarms.push_back(join(identity, place, Kind::kAlarms, time_limit));
+    connections.calls.push_back(join(identity, place, announcement, Kind::kCalls, time_limit));
+    connections.alarms.push_back(join(identity, place, announcement, Kind::kAlarms, time_limit));
     return connections;
   }
-  std::uint64_t token = 0;
-  if (!place.file.empty()) {
-    std::random_device random;
-    token = (std::uint64_t{random()} << 32) | random();
-  }
   const Socket listener = listen_on(place.address.port);
-  const MeetingFile file(place.file, port_of(listener), token);
-  const std::string where = place.file.empty() ? to_string(place.address) : "file " + place.file;
-  return Host(identity, token).gather(listener, where, time_limit);
+  Announcement announcement{.address = {host_name(), port_of(listener)}};
+  if (place.by_mpi || !place.file.empty()) {
+    std::random_device random;
+    announcement.token = (std::uint64_t{random()} << 32) | random();
+  }
+  const MeetingFile file(place.file, announcement);
+  if (place.by_mpi) broadcast_by_mpi(identity, to_text(announcement));
+  return Host(identity, announcement.token).gather(listener, to_string(place), time_limit);
 }
 
 }  // namespace pipeoptim

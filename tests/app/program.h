@@ -56,18 +56,18 @@ class ProgramTest : public testing::Test {
 
   // `environment`: NAME=VALUE. `name` tells apart what several programs print.
   pid_t start(const std::vector<std::string>& arguments, const std::vector<std::string>& environment = {},
-              const std::string& name = "") const {
+              const std::string& name = "", const char* program = PIPEOPTIM_PROGRAM) const {
     const pid_t child = fork();
     if (child != 0) return child;
     for (const std::string& variable : environment) putenv(const_cast<char*>(variable.c_str()));
-    std::vector<char*> argv = {const_cast<char*>(PIPEOPTIM_PROGRAM)};
+    std::vector<char*> argv = {const_cast<char*>(program)};
     for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     for (const auto& [descriptor, file] :
          {std::pair{STDOUT_FILENO, "stdout"}, std::pair{STDERR_FILENO, "stderr"}}) {
       dup2(open(scratch(file + name).c_str(), O_CREAT | O_TRUNC | O_WRONLY, 0600), descriptor);
     }
-    execv(PIPEOPTIM_PROGRAM, argv.data());
+    execv(program, argv.data());
     _exit(127);
   }
 

@@ -17,6 +17,7 @@
 
 #include "kernels/runtime/error.h"
 #include "pipeline/processes/identity.h"
+#include "pipeline/processes/mpi_meeting.h"
 #include "pipeline/processes/process_group.h"
 #include "pipeline/processes/socket.h"
 
@@ -95,9 +96,25 @@ TEST_F(Identity, MeetingPlaces) {
   }
   set("MASTER_ADDR", "node2");
   set("MASTER_PORT", "1000");
+  set("PMI_RANK", "0");
   EXPECT_EQ(find_meeting_place("").address.port, 1000);
   set("TORCHELASTIC_USE_AGENT_STORE", "True");
   EXPECT_EQ(find_meeting_place("").address.port, 1001);
+}
+
+TEST_F(Identity, MpiIsAMeetingPlaceWhereItIsBuiltIn) {
+  for (const char* launched : {"PMI_RANK", "OMPI_COMM_WORLD_RANK"}) {
+    SetUp();
+    set(launched, "0");
+    if (built_with_mpi()) {
+      EXPECT_TRUE(find_meeting_place("").by_mpi);
+      EXPECT_TRUE(find_meeting_place("mpi").by_mpi);
+      EXPECT_FALSE(find_meeting_place("tcp:node1:29500").by_mpi);
+    } else {
+      EXPECT_THROW(find_meeting_place(""), std::invalid_argument);
+      EXPECT_THROW(find_meeting_place("mpi"), std::invalid_argument);
+    }
+  }
 }
 
 class Processes : public testing::Test {

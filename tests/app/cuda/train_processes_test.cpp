@@ -123,6 +123,32 @@ TEST_F(NcclRun, SavesTheWeightsOfOneProcess) {
   EXPECT_EQ(Json::parse(actual[3].out).at("loss"), Json::parse(expected.out).at("loss"));
 }
 
+// Nothing says where to meet, but that MPI has started them.
+TEST_F(NcclRun, MeetsByMpi) {
+#if !defined(PIPEOPTIM_MPIEXEC)
+  GTEST_SKIP() << "built without MPI";
+#else
+  const Arguments arguments = joined(four_stages("mlp", "pipeoptim"), {"--device", "cuda"});
+  const Outcome one = run(joined(arguments, {"--save", out("one")}));
+  ASSERT_EQ(one.code, 0) << one.err;
+  const auto by_mpi = [&](const Arguments& more) {
+    const Arguments launched =
+        joined({"-n", "4", PIPEOPTIM_PROGRAM}, joined(joined(arguments, {"--save", out("mpi")}), more));
+    // Open MPI asks for reasons to run as root, and more processes than there are cores.
+    return finish(start(launched,
+                        {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                         "OMPI_MCA_rmaps_base_oversubscribe=1"},
+                        "", PIPEOPTIM_MPIEXEC));
+  };
+  const Outcome four = by_mpi({});
+  EXPECT_EQ(four.code, 0) << four.out << four.err;
+  EXPECT_EQ(read_text(out("mpi")), read_text(out("one")));
+  const Outcome wrong = by_mpi({"--world-size", "2", "--rank", "1", "--rendezvous", "mpi"});
+  EXPECT_NE(wrong.code, 0);
+  EXPECT_NE(wrong.err.find("and rank 1 of 2 by options"), std::string::npos) << wrong.err;
+#endif
+}
+
 TEST_F(NcclRun, EndsWhenAProcessDies) {
   const auto children =
       start_all(4, joined(four_stages("mlp", "pipeoptim"), {"--steps", "3000", "--log", out("log")}));
