@@ -332,7 +332,7 @@ std::vector<Parameter> CausalSelfAttention::parameters() const {
           {.name = "c_proj.bias", .shape = {f}, .initializer = {}, .decay = Decay::kNo}};
 }
 
-// Between its maps everything stays in fp32.
+// What is between its maps is planned.
 ElementTypes CausalSelfAttention::choose_types(ElementTypes offered) {
   types_ = product_types(precision_, offered);
   return types_;
@@ -353,15 +353,22 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   const std::int64_t squares = options_.heads * length_ * length_;
   group_ = std::clamp<std::int64_t>(kCudaScores / squares, 1, records_);
   const std::int64_t scores = cuda ? group_ * squares : threads * length_ * length_;
+  const bool pairs = !cuda && host::AttentionHeads::handles(f / options_.heads, precision_);
+  pair_heads_.reset();
+  if (pairs) {
+    pair_heads_.emplace(threads, host::HeadExtents{records_, length_, options_.heads, f / options_.heads});
+  }
+  inner_ = pairs ? ElementType::kBf16 : ElementType::kFp32;
 
   ArenaPlan stash, workspace;
-  qkv_ = stash.reserve(float_bytes(rows() * 3 * f));
-  normalizers_ = stash.reserve(float_bytes(rows() * options_.heads));
-  heads_output_ = stash.reserve(float_bytes(rows() * f));
-  qkv_gradient_ = (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(float_bytes(rows() * 3 * f));
-  probabilities_ = workspace.reserve(float_bytes(scores));
-  score_gradients_ = workspace.reserve(float_bytes(scores));
-  heads_gradient_ = workspace.reserve(float_bytes(rows() * f));
+  const auto inner_bytes = [&](std::int64_t features) { return tensor_bytes({rows(), features}, inner_); };
+  qkv_ = stash.reserve(inner_bytes(3 * f));
+  normalizers_ = stash.reserve(float_bytes(rows() * options_.heads * (pairs ? 2 : 1)));
+  heads_output_ = stash.reserve(inner_bytes(f));
+  qkv_gradient_ = (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(inner_bytes(3 * f));
+  probabilities_ = workspace.reserve(pairs ? pair_heads_->workspace_bytes() : float_bytes(scores));
+  score_gradients_ = workspace.reserve(pairs ? 0 : float_bytes(scores));
+  heads_gradient_ = workspace.reserve(inner_bytes(f));
   addresses_ = workspace.reserve(
       cuda ? static_cast<std::size_t>(3 * group_ * options_.heads) * sizeof(const float*) : 0);
   const auto linear = [&](std::int64_t out, const ElementTypes& types) {
@@ -369,8 +376,8 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
         device, threads,
         {.rows = rows(), .in = f, .out = out, .bias = Bias::kYes, .precision = precision_, .types = types});
   };
-  attend_ = linear(3 * f, {.input = types_.input});
-  project_ = linear(f, {.output = types_.output});
+  attend_ = linear(3 * f, {.input = types_.input, .output = inner_});
+  project_ = linear(f, {.input = inner_, .output = types_.output});
   product_ = workspace.reserve(std::max(attend_->workspace_bytes(), project_->workspace_bytes()));
 
   LayerPlan plan;
@@ -389,69 +396,87 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   return plan;
 }
 
+void CausalSelfAttention::mix(const ForwardContext& context) const {
+  const Tensor qkv = inner(context.stash, qkv_), output = inner(context.stash, heads_output_);
+  float* const normalizers = floats_at(context.stash, normalizers_);
+  if (pair_heads_) {
+    return pair_heads_->forward(context.stream, {qkv.rounded, normalizers}, output.rounded,
+                                context.workspace + probabilities_);
+  }
+  run_heads(context.stream,
+            {.features = options_.features,
+             .length = length_,
+             .width = options_.features / options_.heads,
+             .block = block_,
+             .precision = precision_,
+             .qkv = qkv.data,
+             .normalizers = normalizers,
+             .mixed = output.data,
+             .mixed_gradient = output.data,  // the gradients are not used
+             .qkv_gradient = qkv.data,
+             .scores = floats_at(context.workspace, probabilities_),
+             .score_gradients = floats_at(context.workspace, score_gradients_)},
+            records_, options_.heads, group_, addresses(context.workspace), Direction::kForward);
+}
+
+void CausalSelfAttention::mix_backward(const BackwardContext& context) const {
+  const Tensor qkv = inner(context.stash, qkv_), gradient = qkv_gradient(context);
+  const Tensor output_gradient = inner(context.workspace, heads_gradient_);
+  float* const normalizers = floats_at(context.stash, normalizers_);
+  if (pair_heads_) {
+    return pair_heads_->backward(context.stream, {qkv.rounded, normalizers}, output_gradient.rounded,
+                                 gradient.rounded, context.workspace + probabilities_);
+  }
+  run_heads(context.stream,
+            {.features = options_.features,
+             .length = length_,
+             .width = options_.features / options_.heads,
+             .block = block_,
+             .precision = precision_,
+             .qkv = qkv.data,
+             .normalizers = normalizers,
+             .mixed = floats_at(context.stash, heads_output_),
+             .mixed_gradient = output_gradient.data,
+             .qkv_gradient = gradient.data,
+             .scores = floats_at(context.workspace, probabilities_),
+             .score_gradients = floats_at(context.workspace, score_gradients_)},
+            records_, options_.heads, group_, addresses(context.workspace), Direction::kBackward);
+}
+
 void CausalSelfAttention::forward(const ForwardContext& context) const {
   if (length_ == 0) throw std::logic_error(describe() + ": run before plan()");
-  const std::int64_t f = options_.features;
-  float* const qkv = floats_at(context.stash, qkv_);
   std::byte* const product = context.workspace + product_;
   attend_->forward(context.stream,
                    {.input = context.input.factor(),
                     .weights = context.weights.factor(0),
                     .bias = context.weights[1],
-                    .output = qkv},
+                    .output = inner(context.stash, qkv_).destination()},
                    product);
-  run_heads(context.stream,
-            {.features = f,
-             .length = length_,
-             .width = f / options_.heads,
-             .block = block_,
-             .precision = precision_,
-             .qkv = qkv,
-             .normalizers = floats_at(context.stash, normalizers_),
-             .mixed = floats_at(context.stash, heads_output_),
-             .mixed_gradient = floats_at(context.stash, heads_output_),  // the gradients are not used
-             .qkv_gradient = qkv,
-             .scores = floats_at(context.workspace, probabilities_),
-             .score_gradients = floats_at(context.workspace, score_gradients_)},
-            records_, options_.heads, group_, addresses(context.workspace), Direction::kForward);
+  mix(context);
   project_->forward(context.stream,
-                    {.input = floats_at(context.stash, heads_output_),
+                    {.input = ConstTensor(inner(context.stash, heads_output_)).factor(),
                      .weights = context.weights.factor(2),
                      .bias = context.weights[3],
                      .output = context.output.destination()},
                     product);
 }
 
-float* CausalSelfAttention::qkv_gradient(const BackwardContext& context) const {
-  return floats_at(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, qkv_gradient_);
+Tensor CausalSelfAttention::qkv_gradient(const BackwardContext& context) const {
+  return inner(split_ == BackwardSplit::kSplit ? context.stash : context.workspace, qkv_gradient_);
 }
 
 void CausalSelfAttention::run_input(const BackwardContext& context) const {
-  const std::int64_t f = options_.features;
   std::byte* const product = context.workspace + product_;
   project_->backward_input(context.stream,
                            {.weights = context.weights.factor(2),
                             .output_gradient = context.output_gradient.factor(),
-                            .input_gradient = floats_at(context.workspace, heads_gradient_)},
+                            .input_gradient = inner(context.workspace, heads_gradient_).destination()},
                            product);
-  run_heads(context.stream,
-            {.features = f,
-             .length = length_,
-             .width = f / options_.heads,
-             .block = block_,
-             .precision = precision_,
-             .qkv = floats_at(context.stash, qkv_),
-             .normalizers = floats_at(context.stash, normalizers_),
-             .mixed = floats_at(context.stash, heads_output_),
-             .mixed_gradient = floats_at(context.workspace, heads_gradient_),
-             .qkv_gradient = qkv_gradient(context),
-             .scores = floats_at(context.workspace, probabilities_),
-             .score_gradients = floats_at(context.workspace, score_gradients_)},
-            records_, options_.heads, group_, addresses(context.workspace), Direction::kBackward);
+  mix_backward(context);
   if (!context.input_gradient.there()) return;
   attend_->backward_input(context.stream,
                           {.weights = context.weights.factor(0),
-                           .output_gradient = qkv_gradient(context),
+                           .output_gradient = ConstTensor(qkv_gradient(context)).factor(),
                            .input_gradient = context.input_gradient.destination()},
                           product);
 }
@@ -461,14 +486,14 @@ void CausalSelfAttention::run_weights(const BackwardContext& context, Workspace 
   std::byte* const product = context.workspace + product_;
   attend_->backward_weights(context.stream,
                             {.input = context.input.factor(),
-                             .output_gradient = qkv_gradient(context),
+                             .output_gradient = ConstTensor(qkv_gradient(context)).factor(),
                              .weight_gradient = context.gradients[0],
                              .bias_gradient = context.gradients[1],
                              .mode = context.gradients.mode,
                              .workspace = holds},
                             product);
   project_->backward_weights(context.stream,
-                             {.input = floats_at(context.stash, heads_output_),
+                             {.input = ConstTensor(inner(context.stash, heads_output_)).factor(),
                               .output_gradient = context.output_gradient.factor(),
                               .weight_gradient = context.gradients[2],
                               .bias_gradient = context.gradients[3],

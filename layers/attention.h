@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
+#include "layers/host/attention_heads.h"
 #include "layers/layer.h"
 #include "layers/provider.h"
 
@@ -25,7 +27,8 @@ struct AttentionOptions {
 // Forward keeps q, k, v, the heads' outputs and one number a row of scores; backward makes the scores again,
 // so that no memory in flight grows with the square of T. Each thread of the host goes through one head after
 // the other, CUDA through groups of records whose scores fit a bounded workspace. Rows of scores are made in
-// blocks, which leave out most of what the mask hides.
+// blocks, which leave out most of what the mask hides. Between the maps everything is fp32, but bf16 where
+// the host multiplies the heads in it (host::AttentionHeads), as do the maps with what is between them.
 class CausalSelfAttention final : public Layer {
  public:
   // Throws std::invalid_argument unless both are positive and the heads divide the features.
@@ -44,16 +47,21 @@ class CausalSelfAttention final : public Layer {
 
  private:
   std::int64_t rows() const { return records_ * length_; }
-  float* qkv_gradient(const BackwardContext& context) const;
+  // A tensor between the two maps.
+  Tensor inner(std::byte* arena, std::size_t offset) const { return Tensor::at(arena + offset, inner_, {}); }
+  Tensor qkv_gradient(const BackwardContext& context) const;
   const float** addresses(std::byte* workspace) const {
     return reinterpret_cast<const float**>(workspace + addresses_);
   }
+  void mix(const ForwardContext& context) const;  // the values of each head, by its probabilities
+  void mix_backward(const BackwardContext& context) const;
   void run_input(const BackwardContext& context) const;
   void run_weights(const BackwardContext& context, Workspace holds) const;
 
   AttentionOptions options_;
   BackwardSplit split_ = BackwardSplit::kJoined;
   ElementTypes types_;
+  ElementType inner_ = ElementType::kFp32;
   MatrixPrecision precision_ = MatrixPrecision::kFp32;
   std::int64_t records_ = 0, length_ = 0;  // 0 before plan()
   std::int64_t group_ = 1;                 // CUDA: records whose scores are in the workspace together
@@ -62,6 +70,7 @@ class CausalSelfAttention final : public Layer {
   std::size_t qkv_ = 0, normalizers_ = 0, heads_output_ = 0, qkv_gradient_ = 0;
   std::size_t probabilities_ = 0, score_gradients_ = 0, heads_gradient_ = 0, addresses_ = 0, product_ = 0;
   std::unique_ptr<LinearPlan> attend_, project_;  // c_attn and c_proj
+  std::optional<host::AttentionHeads> pair_heads_;
 };
 
 }  // namespace pipeoptim
