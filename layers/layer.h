@@ -92,8 +92,9 @@ enum class Mode { kTraining, kEvaluation };
 // How products and convolutions may be computed. The factors are rounded to 10 bits of mantissa (kTf32: on
 // CUDA only, the host's stay fp32) or 7 (kBf16), the sums are fp32, and results are rounded where they are
 // stored in bf16, or where cuDNN has a convolution with such a result only. Factors of products without
-// weights (attention's scores, the states of an LSTM) are rounded on CUDA only, by the product itself: on the
-// host each would be a pass over values that are used once.
+// weights are rounded on CUDA, by the product itself. On the host those of attention's heads are where they
+// are stored in bf16 (host::AttentionHeads); the others, as an LSTM's states, would take a pass over values
+// that are used once.
 enum class MatrixPrecision { kFp32, kTf32, kBf16 };
 
 // What a layer applies to its output in the same pass, where it offers that.

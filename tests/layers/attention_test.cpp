@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <string>
 
+#include "tests/support/bf16.h"
 #include "tests/support/finite_difference.h"
 #include "tests/support/halves.h"
 #include "tests/support/tolerances.h"
@@ -20,14 +22,27 @@ using test::random_values;
 
 using Matrix = std::vector<double>;
 
+// What a factor is: the value itself, or the nearest one in bf16.
+using Rounding = double (*)(double);
+double exact(double value) { return value; }
+double to_nearest_bf16(double value) {
+  return static_cast<double>(test::nearest_bf16(static_cast<float>(value)));
+}
+Matrix rounded(Matrix values, Rounding round) {
+  for (double& value : values) value = round(value);
+  return values;
+}
+Matrix rounded(std::span<const float> values, Rounding round) {
+  return rounded(Matrix(values.begin(), values.end()), round);
+}
+
 // y = x w^T + b for rows of x.
-Matrix project(const Matrix& x, std::span<const float> w, std::span<const float> b) {
+Matrix project(const Matrix& x, const Matrix& w, std::span<const float> b) {
   const std::size_t out = b.size(), in = w.size() / out;
   Matrix y(x.size() / in * out);
   for (std::size_t i = 0; i < y.size(); ++i) {
     y[i] = static_cast<double>(b[i % out]);
-    for (std::size_t c = 0; c < in; ++c)
-      y[i] += x[i / out * in + c] * static_cast<double>(w[i % out * in + c]);
+    for (std::size_t c = 0; c < in; ++c) y[i] += x[i / out * in + c] * w[i % out * in + c];
   }
   return y;
 }
@@ -35,17 +50,22 @@ Matrix project(const Matrix& x, std::span<const float> w, std::span<const float>
 // Gradients of the same.
 struct ProjectBackward {
   Matrix dx, dw, db;
-  ProjectBackward(const Matrix& x, std::span<const float> w, const Matrix& dy, std::size_t out)
+  ProjectBackward(const Matrix& x, const Matrix& w, const Matrix& dy, std::size_t out)
       : dx(x.size()), dw(w.size()), db(out) {
     const std::size_t in = w.size() / out;
     for (std::size_t i = 0; i < dy.size(); ++i) {
       db[i % out] += dy[i];
       for (std::size_t c = 0; c < in; ++c) {
-        dx[i / out * in + c] += dy[i] * static_cast<double>(w[i % out * in + c]);
+        dx[i / out * in + c] += dy[i] * w[i % out * in + c];
         dw[i % out * in + c] += dy[i] * x[i / out * in + c];
       }
     }
   }
+};
+
+// How the factors of the maps and those of the heads are rounded.
+struct Roundings {
+  Rounding maps = exact, heads = exact;
 };
 
 // The whole layer in double, one score at a time.
@@ -53,11 +73,13 @@ struct Naive {
   Matrix y, dx, dw_attention, db_attention, dw_projection, db_projection;
 
   Naive(const Shape& shape, std::size_t heads, PlannedLayer& layer, const std::vector<float>& input,
-        const std::vector<float>& output_gradient) {
+        const std::vector<float>& output_gradient, const Roundings& round) {
     const auto records = static_cast<std::size_t>(shape[0]), length = static_cast<std::size_t>(shape[1]);
     const auto features = static_cast<std::size_t>(shape[2]), width = features / heads;
-    const Matrix x(input.begin(), input.end()), dy(output_gradient.begin(), output_gradient.end());
-    const Matrix qkv = project(x, layer.weights(0), layer.weights(1));
+    const Matrix x = rounded(input, round.maps), dy = rounded(output_gradient, round.maps);
+    const Matrix attend = rounded(layer.weights(0), round.maps);
+    const Matrix projection = rounded(layer.weights(2), round.maps);
+    const Matrix qkv = rounded(project(x, attend, layer.weights(1)), round.heads);
     Matrix mixed(x.size()), dqkv(qkv.size());
     const double scale = 1 / std::sqrt(static_cast<double>(width));
     const auto at = [&](std::size_t n, std::size_t t, std::size_t part, std::size_t head) {
@@ -71,20 +93,26 @@ struct Naive {
           double sum = 0;
           for (std::size_t s = 0; s <= t; ++s) {
             for (std::size_t c = 0; c < width; ++c) p[s] += qkv[at(n, t, 0, h) + c] * qkv[at(n, s, 1, h) + c];
-            p[s] = std::exp(p[s] * scale);
-            sum += p[s];
+          }
+          const double largest = *std::max_element(p.begin(), p.end());
+          for (double& value : p) {
+            value = std::exp((value - largest) * scale);
+            sum += value;
           }
           for (std::size_t s = 0; s <= t; ++s) {
+            const double factor = round.heads(p[s]) / sum;
             p[s] /= sum;
             for (std::size_t c = 0; c < width; ++c)
-              mixed[(n * length + t) * features + h * width + c] += p[s] * qkv[at(n, s, 2, h) + c];
+              mixed[(n * length + t) * features + h * width + c] += factor * qkv[at(n, s, 2, h) + c];
           }
           probabilities.push_back(std::move(p));
         }
       }
     }
-    y = project(mixed, layer.weights(2), layer.weights(3));
-    ProjectBackward of_projection(mixed, layer.weights(2), dy, features);
+    mixed = rounded(std::move(mixed), round.maps);
+    y = project(mixed, projection, layer.weights(3));
+    ProjectBackward of_projection(mixed, projection, dy, features);
+    of_projection.dx = rounded(std::move(of_projection.dx), round.heads);
     std::size_t row = 0;
     for (std::size_t n = 0; n < records; ++n) {
       for (std::size_t h = 0; h < heads; ++h) {
@@ -96,12 +124,12 @@ struct Naive {
           for (std::size_t s = 0; s <= t; ++s) {
             for (std::size_t c = 0; c < width; ++c) {
               dp[s] += gradient[c] * qkv[at(n, s, 2, h) + c];
-              dqkv[at(n, s, 2, h) + c] += p[s] * gradient[c];
+              dqkv[at(n, s, 2, h) + c] += round.heads(p[s]) * gradient[c];
             }
             product += p[s] * dp[s];
           }
           for (std::size_t s = 0; s <= t; ++s) {
-            const double ds = p[s] * (dp[s] - product) * scale;
+            const double ds = round.heads(p[s] * (dp[s] - product)) * scale;
             for (std::size_t c = 0; c < width; ++c) {
               dqkv[at(n, t, 0, h) + c] += ds * qkv[at(n, s, 1, h) + c];
               dqkv[at(n, s, 1, h) + c] += ds * qkv[at(n, t, 0, h) + c];
@@ -110,7 +138,7 @@ struct Naive {
         }
       }
     }
-    ProjectBackward of_attention(x, layer.weights(0), dqkv, 3 * features);
+    ProjectBackward of_attention(x, attend, rounded(std::move(dqkv), round.maps), 3 * features);
     dx = std::move(of_attention.dx);
     dw_attention = std::move(of_attention.dw);
     db_attention = std::move(of_attention.db);
@@ -123,41 +151,74 @@ struct Case {
   Shape input;
   std::int64_t heads;
   int threads;
+  MatrixPrecision precision = MatrixPrecision::kFp32;
 };
+
+LayerPtr make_attention(const Case& of) {
+  auto layer =
+      std::make_unique<CausalSelfAttention>(AttentionOptions{.features = of.input.last(), .heads = of.heads});
+  layer->set_precision(of.precision);
+  return layer;
+}
 
 class AttentionTest : public testing::TestWithParam<Case> {
  protected:
-  AttentionOptions options() const {
-    return {.features = GetParam().input.last(), .heads = GetParam().heads};
+  void SetUp() override {
+    if (bf16() && !test::multiplies_bf16(Device::host())) GTEST_SKIP() << "no bf16";
+  }
+  bool bf16() const { return GetParam().precision == MatrixPrecision::kBf16; }
+  Roundings roundings() const {
+    const std::int64_t width = GetParam().input.last() / GetParam().heads;
+    const bool heads = host::AttentionHeads::handles(width, GetParam().precision);
+    return {bf16() ? to_nearest_bf16 : exact, heads ? to_nearest_bf16 : exact};
+  }
+  // Such that bf16 holds them exactly where the layer rounds them.
+  std::vector<float> values(unsigned seed, float deviation = 1.0F) const {
+    return test::as_factor(random_values(GetParam().input.elements(), seed, deviation), GetParam().precision);
   }
 };
 
 TEST_P(AttentionTest, MatchesLoopsInDouble) {
-  const auto& [shape, heads, threads] = GetParam();
-  auto layer = planned<CausalSelfAttention>(shape, {.threads = threads}, options());
-  const auto x = random_values(shape.elements(), 1, 0.5F), dy = random_values(shape.elements(), 2);
-  const Naive naive(shape, static_cast<std::size_t>(heads), layer, x, dy);
-  EXPECT_LT(test::relative_error(layer.forward(x), naive.y), tolerance::kAttention);
-  EXPECT_LT(test::relative_error(layer.backward(dy), naive.dx), tolerance::kAttention);
-  EXPECT_LT(test::relative_error(layer.gradients(0), naive.dw_attention), tolerance::kAttention);
-  EXPECT_LT(test::relative_error(layer.gradients(1), naive.db_attention), tolerance::kAttention);
-  EXPECT_LT(test::relative_error(layer.gradients(2), naive.dw_projection), tolerance::kAttention);
-  EXPECT_LT(test::relative_error(layer.gradients(3), naive.db_projection), tolerance::kAttention);
+  const auto& [shape, heads, threads, precision] = GetParam();
+  PlannedLayer layer(make_attention(GetParam()), shape, {.threads = threads});
+  // Scores of size 1, so that all positions count.
+  const auto x = values(1, std::min(0.5F, 2 / std::sqrt(static_cast<float>(shape.last())))), dy = values(2);
+  const Naive naive(shape, static_cast<std::size_t>(heads), layer, x, dy, roundings());
+  const double bound = bf16() ? tolerance::kBf16Attention : tolerance::kAttention;
+  EXPECT_LT(test::relative_error(layer.forward(x), naive.y), bound);
+  EXPECT_LT(test::relative_error(layer.backward(dy), naive.dx), bound);
+  EXPECT_LT(test::relative_error(layer.gradients(0), naive.dw_attention), bound);
+  EXPECT_LT(test::relative_error(layer.gradients(1), naive.db_attention), bound);
+  EXPECT_LT(test::relative_error(layer.gradients(2), naive.dw_projection), bound);
+  EXPECT_LT(test::relative_error(layer.gradients(3), naive.db_projection), bound);
   layer.backward(dy, GradientMode::kAdd);
   Matrix twice = naive.dw_attention;
   for (double& value : twice) value *= 2;
-  EXPECT_LT(test::relative_error(layer.gradients(0), twice), tolerance::kAttention);
+  EXPECT_LT(test::relative_error(layer.gradients(0), twice), bound);
+}
+
+TEST_P(AttentionTest, RepeatsItsBits) {
+  const Shape& shape = GetParam().input;
+  PlannedLayer layer(make_attention(GetParam()), shape, {.threads = GetParam().threads});
+  const auto x = values(9), dy = values(10);
+  const auto y = layer.forward(x), dx = layer.backward(dy);
+  const auto gradients = layer.all_gradients();
+  layer.forward(dy);  // other values in stash and workspace
+  layer.backward(x);
+  EXPECT_TRUE(test::same_bits(layer.forward(x), y));
+  EXPECT_TRUE(test::same_bits(layer.backward(dy), dx));
+  EXPECT_EQ(layer.all_gradients(), gradients);
 }
 
 TEST_P(AttentionTest, HalvesMayRunApart) {
   const Shape& shape = GetParam().input;
-  test::expect_same_halves([this] { return std::make_unique<CausalSelfAttention>(options()); }, shape,
+  test::expect_same_halves([] { return make_attention(GetParam()); }, shape,
                            random_values(shape.elements(), 3), random_values(shape.elements(), 4));
 }
 
 TEST_P(AttentionTest, SeesNoLaterPosition) {
   const Shape& shape = GetParam().input;
-  auto layer = planned<CausalSelfAttention>(shape, {}, options());
+  PlannedLayer layer(make_attention(GetParam()), shape);
   const auto x = random_values(shape.elements(), 5);
   const std::vector<float> before = layer.forward(x);
   auto changed = x;
@@ -176,21 +237,61 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest,
                                          Case{{2, 64, 12}, 3, 2}, Case{{2, 65, 8}, 1, 2},
                                          Case{{3, 150, 24}, 4, 1}, Case{{1, 300, 6}, 2, 2}));
 
+// Lengths below, at and above the blocks of queries (32, in vectors of 16), odd ones; heads of one vector up
+// to five; more heads than threads and fewer; a width that pairs are not made for.
+INSTANTIATE_TEST_SUITE_P(Bf16, AttentionTest,
+                         testing::Values(Case{{1, 1, 16}, 1, 2, MatrixPrecision::kBf16},
+                                         Case{{3, 7, 32}, 2, 1, MatrixPrecision::kBf16},
+                                         Case{{2, 16, 48}, 1, 1, MatrixPrecision::kBf16},
+                                         Case{{2, 33, 96}, 3, 2, MatrixPrecision::kBf16},
+                                         Case{{1, 64, 80}, 1, 1, MatrixPrecision::kBf16},
+                                         Case{{2, 130, 128}, 2, 2, MatrixPrecision::kBf16},
+                                         Case{{2, 33, 48}, 2, 2, MatrixPrecision::kBf16}));
+
+TEST(Attention, MakesHeadsOfPairsByAnyNumberOfThreads) {
+  constexpr host::HeadExtents kExtents{.records = 1, .length = 45, .heads = 3, .width = 32};
+  if (!host::AttentionHeads::handles(kExtents.width, MatrixPrecision::kBf16)) GTEST_SKIP() << "no bf16";
+  const std::size_t row = 3 * 32, rows = 45;
+  const std::vector<Bf16> qkv = test::bf16_copy(random_values(rows * 3 * row, 11));
+  const std::vector<Bf16> gradient = test::bf16_copy(random_values(rows * row, 12));
+  const auto run = [&](int threads) {
+    const host::AttentionHeads heads(threads, kExtents);
+    Memory workspace(Device::host(), heads.workspace_bytes());
+    Stream stream(Device::host(), {.threads = threads});
+    std::vector<float> normalizers(3 * 2 * rows);
+    std::vector<Bf16> output(rows * row), qkv_gradient(rows * 3 * row);
+    heads.forward(stream, {qkv.data(), normalizers.data()}, output.data(), workspace.data());
+    heads.backward(stream, {qkv.data(), normalizers.data()}, gradient.data(), qkv_gradient.data(),
+                   workspace.data());
+    stream.synchronize();
+    output.insert(output.end(), qkv_gradient.begin(), qkv_gradient.end());
+    std::vector<std::uint16_t> bits(output.size());
+    std::transform(output.begin(), output.end(), bits.begin(), [](Bf16 value) { return value.bits; });
+    return bits;
+  };
+  const auto once = run(1);
+  EXPECT_EQ(run(2), once);
+  EXPECT_EQ(run(4), once);
+}
+
 TEST(Attention, MatchesDifferences) {
   auto layer = planned<CausalSelfAttention>(Shape{2, 5, 6}, {}, AttentionOptions{.features = 6, .heads = 2});
   EXPECT_LT(test::gradient_error(layer, random_values(60, 6, 0.5F)), tolerance::kFiniteDifference);
 }
 
 TEST(Attention, ShowsBrokenNumbers) {
-  const Shape shape{1, 8, 4};
-  auto layer = planned<CausalSelfAttention>(shape, {}, AttentionOptions{.features = 4, .heads = 2});
-  auto x = random_values(shape.elements(), 7);
-  x[4] = std::numeric_limits<float>::quiet_NaN();  // of position 1
-  const auto y = layer.forward(x);
-  EXPECT_TRUE(std::isnan(y[4]));
-  EXPECT_TRUE(std::isnan(y.back()));
-  const auto dx = layer.backward(random_values(shape.elements(), 8));
-  EXPECT_TRUE(std::isnan(dx[4]));
+  for (const MatrixPrecision precision : {MatrixPrecision::kFp32, MatrixPrecision::kBf16}) {
+    if (precision == MatrixPrecision::kBf16 && !test::multiplies_bf16(Device::host())) continue;
+    const Case of{{1, 8, 32}, 2, 1, precision};
+    PlannedLayer layer(make_attention(of), of.input);
+    auto x = random_values(of.input.elements(), 7);
+    x[32] = std::numeric_limits<float>::quiet_NaN();  // of position 1
+    const auto y = layer.forward(x);
+    EXPECT_TRUE(std::isnan(y[32]));
+    EXPECT_TRUE(std::isnan(y.back()));
+    const auto dx = layer.backward(random_values(of.input.elements(), 8));
+    EXPECT_TRUE(std::isnan(dx[32]));
+  }
 }
 
 TEST(Attention, NamesWrongNumbers) {
