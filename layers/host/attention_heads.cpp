@@ -8,7 +8,6 @@
 #include <stdexcept>
 
 #include "kernels/runtime/buffer.h"
-#include "kernels/runtime/instruction_set.h"
 #include "layers/host/bf16_pairs.h"
 
 namespace pipeoptim::host {
@@ -16,8 +15,7 @@ namespace pipeoptim::host {
 #if defined(__x86_64__)
 
 bool AttentionHeads::handles(std::int64_t width, MatrixPrecision precision) {
-  return precision == MatrixPrecision::kBf16 && width % kLanes == 0 &&
-         instruction_set() == InstructionSet::kAvx512 && __builtin_cpu_supports("avx512bf16");
+  return precision == MatrixPrecision::kBf16 && width % kLanes == 0 && multiplies_bf16_pairs();
 }
 
 namespace {

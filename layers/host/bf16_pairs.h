@@ -8,15 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/runtime/bf16.h"
-
-// GCC 12 takes what its own header leaves undefined for a mistake.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#define PO_BF16_PAIRS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
+#include "layers/host/bf16_instructions.h"
 
 namespace pipeoptim::host {
 namespace {
@@ -33,12 +25,6 @@ struct Rows {
 
   const Bf16* row(std::int64_t index) const { return index < count ? from + index * stride : nullptr; }
 };
-
-// 16 values as dwords; null stands for zeros.
-PO_BF16_PAIRS inline __m512i widened(const Bf16* values, std::int64_t at) {
-  if (values == nullptr) return _mm512_setzero_si512();
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + at)));
-}
 
 // [row][pair of columns]: the rows side by side.
 inline void pack_rows(const Rows& rows, std::int64_t padded, std::uint32_t* to) {

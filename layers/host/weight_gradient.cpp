@@ -4,17 +4,7 @@
 #include <stdexcept>
 
 #include "kernels/runtime/buffer.h"
-#include "kernels/runtime/instruction_set.h"
-
-#if defined(__x86_64__)
-// GCC 12 takes what its own header leaves undefined for a mistake.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#define PO_BF16_PAIRS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-#endif
+#include "layers/host/bf16_instructions.h"
 
 namespace pipeoptim::host {
 namespace {
@@ -33,14 +23,10 @@ bool NarrowWeightGradient::handles(const ConvolutionSpec& spec) {
   const bool fits = spec.precision == MatrixPrecision::kBf16 && spec.kernel == kKernel &&
                     spec.dilation == 1 && spec.groups == 1 && spec.input[3] % kInputs == 0 &&
                     spec.out_channels % kOutputs == 0 && convolution_weights(spec) <= kMostWeights;
-  return fits && instruction_set() == InstructionSet::kAvx512 && __builtin_cpu_supports("avx512bf16");
+  return fits && multiplies_bf16_pairs();
 }
 
-// 16 and 8 bf16 values as dwords; null stands for zeros.
-PO_BF16_PAIRS static inline __m512i widened16(const Bf16* values) {
-  if (values == nullptr) return _mm512_setzero_si512();
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values)));
-}
+// 8 values as dwords; null stands for zeros.
 PO_BF16_PAIRS static inline __m256i widened8(const Bf16* values) {
   if (values == nullptr) return _mm256_setzero_si256();
   return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
@@ -59,8 +45,8 @@ PO_BF16_PAIRS void NarrowWeightGradient::pack_input(const Extents& e, const Bf16
       };
       for (std::int64_t v = 0; v < e.row; ++v, packed += kInputs) {
         const std::int64_t first = v / e.step * 2 * e.stride + v % e.step - e.padding;
-        const __m512i second = _mm512_slli_epi32(widened16(pixel(first + e.stride)), 16);
-        _mm512_store_si512(packed, _mm512_or_si512(widened16(pixel(first)), second));
+        const __m512i second = _mm512_slli_epi32(widened(pixel(first + e.stride)), 16);
+        _mm512_store_si512(packed, _mm512_or_si512(widened(pixel(first)), second));
       }
     }
   }
