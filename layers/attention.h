@@ -24,11 +24,12 @@ struct AttentionOptions {
 // where position t sees the positions up to t, and [q, k, v] = c_attn(x). Parameters c_attn.weight [3
 // features, features], c_attn.bias, c_proj.weight [features, features], c_proj.bias.
 //
-// Forward keeps q, k, v, the heads' outputs and one number a row of scores; backward makes the scores again,
-// so that no memory in flight grows with the square of T. Each thread of the host goes through one head after
-// the other, CUDA through groups of records whose scores fit a bounded workspace. Rows of scores are made in
-// blocks, which leave out most of what the mask hides. Between the maps everything is fp32, but bf16 where
-// the host multiplies the heads in it (host::AttentionHeads), as do the maps with what is between them.
+// Forward keeps q, k, v, the heads' outputs and a number or two a row of scores; backward makes the scores
+// again, so that no memory in flight grows with the square of T. Each thread of the host goes through one
+// head after the other, CUDA through groups of records whose scores fit a bounded workspace. Rows of scores
+// are made in blocks, which leave out most of what the mask hides. Between the maps everything is fp32, but
+// bf16 where the host multiplies the heads in it (host::AttentionHeads), as do the maps with what is between
+// them.
 class CausalSelfAttention final : public Layer {
  public:
   // Throws std::invalid_argument unless both are positive and the heads divide the features.

@@ -70,8 +70,8 @@ inline constexpr double kAttention = 4e-6;
 
 // Attention in bf16 against double with the same factors rounded: a value that lies at the middle between two
 // of bf16 may end at the other one, 2^-8 of it away, in each of the arrays that are rounded one behind the
-// other. Where none does, all but fp32's roundings are the same (seen: 1e-7); with some, 1e-3. Relative to the
-// largest value; a missing term is 1e-2 and more.
+// other. Where none does, all but fp32's roundings are the same (seen: 1e-7); with some, 1e-3. Relative to
+// the largest value; a missing term is 1e-2 and more.
 inline constexpr double kBf16Attention = 4e-3;
 
 // An LSTM of up to 20 steps against double: each gate is off by 2e-7 and what it decides is handed on from
