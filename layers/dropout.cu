@@ -83,7 +83,7 @@ void run_mask(Stream& stream, const Mask<T>& mask) {
   std::int64_t done = 0;  // blocks
   if (stream.device().backend == Backend::kHost) {
     const std::int64_t rows = whole / MaskRow<T>::kBlocks;
-    host::for_each_row(stream, rows, MaskRow<T>{mask});
+    if (rows > 0) host::for_each_row(stream, rows, MaskRow<T>{mask});
     done = rows * MaskRow<T>::kBlocks;
   } else if (allow_packs(mask.from, mask.to)) {
     for_each(stream, whole, MaskPacked<T>{mask});

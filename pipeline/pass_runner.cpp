@@ -58,12 +58,12 @@ class PassRunner {
         static_cast<std::size_t>(schedule.microbatches / schedule.microbatches_per_update));
     for (auto& parts : batch_parts_left_) parts = schedule.microbatches_per_update;
     minibatch_limit_ = schedule.microbatches / schedule.microbatches_per_update;
-    restart_turns();
   }
 
   PassResult run() {
     const auto begin = PassClock::now();
     try {
+      restart_turns();
       for (const IssueStep& step : steps_) {
         const auto& program = schedule_.stages[static_cast<std::size_t>(step.stage)];
         const Instruction& instruction = program[static_cast<std::size_t>(step.index)];

@@ -143,6 +143,7 @@ PO_BF16_PAIRS inline void make_numerators(const Head& head, std::int64_t first, 
     _mm512_store_ps(inverses + v, inverse);
     const std::int64_t there = std::clamp<std::int64_t>(head.length - query, 0, kLanes);
     const auto lanes = static_cast<__mmask16>((1U << there) - 1);
+    if (there == 0) continue;
     _mm512_mask_storeu_ps(head.exponents + query, lanes, largest);
     _mm512_mask_storeu_ps(head.inverses + query, lanes, inverse);
   }
@@ -175,8 +176,9 @@ PO_BF16_PAIRS inline void make_score_gradients(const Head& head, std::int64_t fi
     const std::int64_t query = first + v * kLanes;
     const std::int64_t there = std::clamp<std::int64_t>(head.length - query, 0, kLanes);
     const auto lanes = static_cast<__mmask16>((1U << there) - 1);
-    largest[v] = _mm512_maskz_loadu_ps(lanes, head.exponents + query);
-    inverse[v] = _mm512_maskz_loadu_ps(lanes, head.inverses + query);
+    const std::int64_t from = std::min(query, head.length);  // nothing is read behind the end
+    largest[v] = _mm512_maskz_loadu_ps(lanes, head.exponents + from);
+    inverse[v] = _mm512_maskz_loadu_ps(lanes, head.inverses + from);
     products[v] = _mm512_setzero_ps();
   }
   for (std::int64_t key = 0; key < keys; ++key) {
@@ -280,7 +282,7 @@ std::int64_t head_offset(const HeadExtents& e, std::int64_t index) {
   return (index / e.heads * e.length * e.heads + index % e.heads) * e.width;
 }
 
-// Of head `index` of all records, in the calling thread's part of the workspace.
+// Head `index` of all records, without its scratch.
 Head make_head(const HeadExtents& e, const AttentionHeads::Operands& operands, std::int64_t index) {
   Head head = make_head(e);
   const std::int64_t features = e.heads * e.width, stride = 3 * features;

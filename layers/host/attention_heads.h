@@ -18,9 +18,9 @@ struct HeadExtents {
 };
 
 // Of each head o = softmax(q k^T / sqrt(width)) v, where position t sees the positions up to t, and its
-// gradients. q, k, v, probabilities and the gradients of outputs and scores are rounded to bf16 as factors;
-// sums and the softmax are fp32. Each thread goes through one head after the other: the bits do not depend on
-// the number of threads.
+// gradients. What is not finite in a position may also show in up to 7 before it. q, k, v, probabilities and
+// the gradients of outputs and scores are rounded to bf16 as factors; sums and the softmax are fp32. Each
+// thread goes through one head after the other: the bits do not depend on the number of threads.
 class AttentionHeads {
  public:
   // Whether it is made for such products, and the processor has the instruction.

@@ -57,12 +57,11 @@ struct SpreadWeights {
     const Meetings& m = meetings;
     const std::int64_t in_pixel = row % m.pixels(), output = row / m.pixels();
     const std::int64_t tap = m.tap(output / m.out, in_pixel);
-    const From* const from = weights + (output % m.out * m.taps() + tap) * m.in;
     To* const to = dense + row * m.in;
     for_each_tile(team, m.in, true, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       Pack<kWidth> values{};
       if (tap >= 0) {
-        const auto tile = load_tile<kWidth>(from + c);
+        const auto tile = load_tile<kWidth>(weights + (output % m.out * m.taps() + tap) * m.in + c);
         PO_SIMD
         for (int v = 0; v < kWidth; ++v) values.value[v] = tile.value[v];
       }

@@ -13,7 +13,7 @@ bool suits_dense_convolution(const ConvolutionSpec& spec);
 // A linear map of whole records: the weights of each pair of pixels are copied into a matrix of [output
 // pixel, out, input pixel, in], zeros where they do not meet, and gradients are added up over the pairs of a
 // tap. A direct convolution multiplies what lies outside of the image, too: of 3x3 taps on 2x2 pixels five of
-// nine.
+// nine. A value that is not finite spreads to all pixels of its record.
 std::unique_ptr<ConvolutionPlan> make_dense_convolution(int threads, const ConvolutionSpec& spec);
 
 }  // namespace pipeoptim::host

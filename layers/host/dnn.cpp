@@ -86,7 +86,7 @@ class HostConvolution final : public ConvolutionPlan {
     const auto hint = describe_forward(engine, forward.asked, forward.geometry);
     make_forward(engine, forward, hint);
     make_backward_data(engine, Layouts(spec, {input, factor, factor}), hint);
-    if (NarrowWeightGradient::handles(spec)) {
+    if (NarrowWeightGradient::handles(threads, spec)) {
       narrow_.emplace(threads, spec);
     } else {
       make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);

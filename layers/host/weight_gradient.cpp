@@ -14,16 +14,22 @@ constexpr std::int64_t kInputs = 16;  // input channels of a block: the lanes of
 constexpr std::int64_t kOutputs = 8;  // output channels of a block: with 3 columns, sums in 24 registers
 constexpr std::int64_t kBlockSums = kOutputs * kKernel * kInputs;   // of one row of the kernel
 constexpr std::int64_t kMostWeights = 64 * 64 * kKernel * kKernel;  // above, oneDNN is as fast
+constexpr std::int64_t kMostDwords = 131072;                        // of a packed record: half a MiB
+
+// Of floats or dwords.
+std::size_t bytes_of(std::int64_t values) { return align_up(static_cast<std::size_t>(values) * 4); }
 
 }  // namespace
 
 #if defined(__x86_64__)
 
-bool NarrowWeightGradient::handles(const ConvolutionSpec& spec) {
+bool NarrowWeightGradient::handles(int threads, const ConvolutionSpec& spec) {
   const bool fits = spec.precision == MatrixPrecision::kBf16 && spec.kernel == kKernel &&
                     spec.dilation == 1 && spec.groups == 1 && spec.input[3] % kInputs == 0 &&
                     spec.out_channels % kOutputs == 0 && convolution_weights(spec) <= kMostWeights;
-  return fits && multiplies_bf16_pairs();
+  if (!fits || spec.input[0] < threads || !multiplies_bf16_pairs()) return false;
+  const Extents extents(spec);
+  return extents.input + extents.gradient <= kMostDwords;
 }
 
 // 8 values as dwords; null stands for zeros.
@@ -111,7 +117,7 @@ PO_BF16_PAIRS void NarrowWeightGradient::multiply(const Extents& e, const Part& 
 
 #else
 
-bool NarrowWeightGradient::handles(const ConvolutionSpec&) { return false; }
+bool NarrowWeightGradient::handles(int, const ConvolutionSpec&) { return false; }
 void NarrowWeightGradient::pack_input(const Extents&, const Bf16*, std::uint32_t*) {}
 void NarrowWeightGradient::pack_gradient(const Extents&, const Bf16*, std::uint32_t*) {}
 void NarrowWeightGradient::multiply(const Extents&, const Part&, std::int64_t, std::int64_t, std::int64_t,
@@ -119,40 +125,36 @@ void NarrowWeightGradient::multiply(const Extents&, const Part&, std::int64_t, s
 
 #endif
 
-NarrowWeightGradient::NarrowWeightGradient(int threads, const ConvolutionSpec& spec) : threads_(threads) {
-  if (!handles(spec)) throw std::logic_error(describe(spec) + ": not for this weight gradient");
+NarrowWeightGradient::Extents::Extents(const ConvolutionSpec& spec) {
   const Shape out = convolution_output(spec);
-  Extents& e = extents_;
-  e = {.records = spec.input[0],
-       .rows = spec.input[1],
-       .columns = spec.input[2],
-       .channels = spec.input[3],
-       .out_rows = out[1],
-       .out_columns = out[2],
-       .out_channels = out[3],
-       .stride = spec.stride,
-       .padding = spec.padding};
-  e.pairs = (e.out_columns + 1) / 2;
-  e.step = e.stride == 1 ? 2 : kKernel;
-  e.row = e.pairs * e.step + (e.stride == 1 ? 1 : 0);
-  e.input_blocks = e.channels / kInputs;
-  e.output_blocks = e.out_channels / kOutputs;
-  e.input = e.rows * e.input_blocks * e.row * kInputs;
-  e.gradient = e.out_rows * e.output_blocks * e.pairs * kOutputs;
-  e.sums = e.output_blocks * e.input_blocks * kKernel * kBlockSums;
-  // Small records together, as far as they stay in the second-level cache: sums are loaded less often.
+  records = spec.input[0], rows = spec.input[1], columns = spec.input[2], channels = spec.input[3];
+  out_rows = out[1], out_columns = out[2], out_channels = out[3];
+  stride = spec.stride, padding = spec.padding;
+  pairs = (out_columns + 1) / 2;
+  step = stride == 1 ? 2 : kKernel;
+  row = pairs * step + (stride == 1 ? 1 : 0);
+  input_blocks = channels / kInputs;
+  output_blocks = out_channels / kOutputs;
+  input = rows * input_blocks * row * kInputs;
+  gradient = out_rows * output_blocks * pairs * kOutputs;
+  sums = output_blocks * input_blocks * kKernel * kBlockSums;
+  // Small records together: sums are loaded less often.
   constexpr std::int64_t kPackedDwords = 32768;
-  e.group = std::clamp<std::int64_t>(kPackedDwords / (e.input + e.gradient), 1, 8);
-  const auto bytes = [](std::int64_t values) { return align_up(static_cast<std::size_t>(values) * 4); };
-  part_bytes_ = bytes(e.sums) + bytes(e.group * e.input) + bytes(e.group * e.gradient);
+  group = std::clamp<std::int64_t>(kPackedDwords / (input + gradient), 1, 8);
+}
+
+NarrowWeightGradient::NarrowWeightGradient(int threads, const ConvolutionSpec& spec)
+    : threads_(threads), extents_(spec) {
+  if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for this weight gradient");
+  const Extents& e = extents_;
+  part_bytes_ = bytes_of(e.sums) + bytes_of(e.group * e.input) + bytes_of(e.group * e.gradient);
   workspace_bytes_ = part_bytes_ * static_cast<std::size_t>(threads);
 }
 
 NarrowWeightGradient::Part NarrowWeightGradient::part(std::byte* workspace, int thread) const {
-  const auto bytes = [](std::int64_t values) { return align_up(static_cast<std::size_t>(values) * 4); };
   std::byte* const begin = workspace + part_bytes_ * static_cast<std::size_t>(thread);
-  std::byte* const input = begin + bytes(extents_.sums);
-  std::byte* const gradient = input + bytes(extents_.group * extents_.input);
+  std::byte* const input = begin + bytes_of(extents_.sums);
+  std::byte* const gradient = input + bytes_of(extents_.group * extents_.input);
   return {reinterpret_cast<float*>(begin), reinterpret_cast<std::uint32_t*>(input),
           reinterpret_cast<std::uint32_t*>(gradient)};
 }

@@ -14,10 +14,12 @@ namespace pipeoptim::host {
 // dw[o, kh, kw, i] = sum over records and output pixels (r, c) of
 // dy[r, c, o] x[r stride + kh - padding, c stride + kw - padding, i]. Sums are fp32, each thread's over its
 // share of the records, then of the threads in order: the bits depend on the number of threads, as oneDNN's.
+// With an odd number of output columns an input that is not finite may show in the tap beside its own, too.
 class NarrowWeightGradient {
  public:
-  // Whether it is made for the convolution, and the processor has the instruction.
-  static bool handles(const ConvolutionSpec& spec);
+  // Whether it is made for the convolution, with a record for each thread at least and records that fit the
+  // second-level cache, and the processor has the instruction.
+  static bool handles(int threads, const ConvolutionSpec& spec);
 
   NarrowWeightGradient(int threads, const ConvolutionSpec& spec);
 
@@ -29,15 +31,15 @@ class NarrowWeightGradient {
            GradientMode mode, std::byte* workspace) const;
 
  private:
-  // Extents, in vectors of 16 dwords where not said otherwise. A dword of a packed array holds two bf16
-  // values of one channel, of two neighbouring output columns.
+  // A dword of a packed array holds two bf16 values of one channel, of two neighbouring output columns.
   struct Extents {
+    explicit Extents(const ConvolutionSpec& spec);
     std::int64_t records = 0, rows = 0, columns = 0, channels = 0;  // of the input
     std::int64_t out_rows = 0, out_columns = 0, out_channels = 0;
     std::int64_t stride = 1, padding = 0;
     std::int64_t pairs = 0;                // of output columns
-    std::int64_t step = 0;                 // packed input from one pair to the next
-    std::int64_t row = 0;                  // packed input of a row and 16 channels
+    std::int64_t step = 0;                 // vectors of packed input from one pair to the next
+    std::int64_t row = 0;                  // vectors of packed input of a row and 16 channels
     std::int64_t input_blocks = 0;         // of 16 channels
     std::int64_t output_blocks = 0;        // of 8 channels
     std::int64_t input = 0, gradient = 0;  // dwords of a packed record

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "kernels/runtime/error.h"
 #include "pipeline/app/interrupt.h"
 #include "pipeline/app/setup.h"
+#include "pipeline/processes/mpi_meeting.h"
 #include "pipeline/processes/peer_links.h"
 
 namespace pipeoptim::app {
@@ -74,6 +76,8 @@ std::unique_ptr<ProcessGroup> join_processes(const Options& options) {
   group.time_limit = std::chrono::seconds(options.rendezvous_timeout);
   group.name = [each = options.stages / group.identity.size](int rank) { return name_of_rank(rank, each); };
   group.stop_asked = InterruptGuard::asked;
+  std::optional<MpiSession> mpi;  // for the rendezvous alone
+  if (group.place.by_mpi) mpi.emplace();
   return std::make_unique<ProcessGroup>(std::move(group));
 }
 

@@ -211,9 +211,11 @@ Socket join(const ProcessIdentity& identity, const MeetingPlace& place, Announce
     }
     std::this_thread::sleep_for(kRetry);
   } while (Clock::now() < deadline);
-  throw DeviceError("rendezvous at " + to_string(place), "rank " + std::to_string(identity.rank) +
-                                                             " did not reach rank 0 within " +
-                                                             seconds(limit) + " (" + reason + ")");
+  const std::string where =
+      place.by_mpi ? to_string(announcement.address) + ", sent by MPI" : to_string(place);
+  throw DeviceError("rendezvous at " + where, "rank " + std::to_string(identity.rank) +
+                                                  " did not reach rank 0 within " + seconds(limit) + " (" +
+                                                  reason + ")");
 }
 
 // What rank 0 announces by MPI; the place's address where it does not.

@@ -6,6 +6,9 @@ namespace pipeoptim {
 
 bool built_with_mpi() { return false; }
 
+MpiSession::MpiSession() = default;
+MpiSession::~MpiSession() = default;
+
 std::string broadcast_by_mpi(const ProcessIdentity&, std::string) {
   throw DeviceError("rendezvous by MPI", "this program was built without it");
 }

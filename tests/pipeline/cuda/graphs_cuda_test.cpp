@@ -145,6 +145,7 @@ TEST_P(CudaGraphs, AreOneLaunchAnInstruction) {
   const auto engine = this->engine(Graphs::kYes);
   RandomBatches source = batches();
   for (int pass = 0; pass < 2; ++pass) train(*engine, source, 0);  // all instructions twice
+  EXPECT_GT(kernel_launches, 0) << "launches are not counted";
   graph_launches = kernel_launches = 0;
   train(*engine, source, kSteps);
   std::int64_t instructions = 0;
