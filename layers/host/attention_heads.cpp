@@ -297,7 +297,7 @@ Head make_head(const HeadExtents& e, const AttentionHeads::Operands& operands, s
 }
 
 template <typename Body>
-void for_each_head(const HeadExtents& e, int threads, const Body& body) {
+void for_each_head(const HeadExtents& e, [[maybe_unused]] int threads, const Body& body) {
   const std::int64_t heads = e.records * e.heads;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (std::int64_t index = 0; index < heads; ++index) body(index);
