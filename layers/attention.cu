@@ -396,14 +396,18 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   return plan;
 }
 
-void CausalSelfAttention::mix(const ForwardContext& context) const {
-  const Tensor qkv = inner(context.stash, qkv_), output = inner(context.stash, heads_output_);
-  float* const normalizers = floats_at(context.stash, normalizers_);
+void CausalSelfAttention::mix(Stream& stream, std::byte* stash, std::byte* workspace,
+                              const HeadGradients* gradients) const {
+  const Tensor qkv = inner(stash, qkv_), output = inner(stash, heads_output_);
+  float* const normalizers = floats_at(stash, normalizers_);
   if (pair_heads_) {
-    return pair_heads_->forward(context.stream, {qkv.rounded, normalizers}, output.rounded,
-                                context.workspace + probabilities_);
+    const host::AttentionHeads::Operands operands{qkv.rounded, normalizers};
+    std::byte* const scratch = workspace + probabilities_;
+    if (gradients == nullptr) return pair_heads_->forward(stream, operands, output.rounded, scratch);
+    return pair_heads_->backward(stream, operands, gradients->output.rounded, gradients->qkv.rounded,
+                                 scratch);
   }
-  run_heads(context.stream,
+  run_heads(stream,
             {.features = options_.features,
              .length = length_,
              .width = options_.features / options_.heads,
@@ -412,35 +416,13 @@ void CausalSelfAttention::mix(const ForwardContext& context) const {
              .qkv = qkv.data,
              .normalizers = normalizers,
              .mixed = output.data,
-             .mixed_gradient = output.data,  // the gradients are not used
-             .qkv_gradient = qkv.data,
-             .scores = floats_at(context.workspace, probabilities_),
-             .score_gradients = floats_at(context.workspace, score_gradients_)},
-            records_, options_.heads, group_, addresses(context.workspace), Direction::kForward);
-}
-
-void CausalSelfAttention::mix_backward(const BackwardContext& context) const {
-  const Tensor qkv = inner(context.stash, qkv_), gradient = qkv_gradient(context);
-  const Tensor output_gradient = inner(context.workspace, heads_gradient_);
-  float* const normalizers = floats_at(context.stash, normalizers_);
-  if (pair_heads_) {
-    return pair_heads_->backward(context.stream, {qkv.rounded, normalizers}, output_gradient.rounded,
-                                 gradient.rounded, context.workspace + probabilities_);
-  }
-  run_heads(context.stream,
-            {.features = options_.features,
-             .length = length_,
-             .width = options_.features / options_.heads,
-             .block = block_,
-             .precision = precision_,
-             .qkv = qkv.data,
-             .normalizers = normalizers,
-             .mixed = floats_at(context.stash, heads_output_),
-             .mixed_gradient = output_gradient.data,
-             .qkv_gradient = gradient.data,
-             .scores = floats_at(context.workspace, probabilities_),
-             .score_gradients = floats_at(context.workspace, score_gradients_)},
-            records_, options_.heads, group_, addresses(context.workspace), Direction::kBackward);
+             // The forward does not use the gradients.
+             .mixed_gradient = gradients == nullptr ? output.data : gradients->output.data,
+             .qkv_gradient = gradients == nullptr ? qkv.data : gradients->qkv.data,
+             .scores = floats_at(workspace, probabilities_),
+             .score_gradients = floats_at(workspace, score_gradients_)},
+            records_, options_.heads, group_, addresses(workspace),
+            gradients == nullptr ? Direction::kForward : Direction::kBackward);
 }
 
 void CausalSelfAttention::forward(const ForwardContext& context) const {
@@ -452,7 +434,7 @@ void CausalSelfAttention::forward(const ForwardContext& context) const {
                     .bias = context.weights[1],
                     .output = inner(context.stash, qkv_).destination()},
                    product);
-  mix(context);
+  mix(context.stream, context.stash, context.workspace, nullptr);
   project_->forward(context.stream,
                     {.input = ConstTensor(inner(context.stash, heads_output_)).factor(),
                      .weights = context.weights.factor(2),
@@ -466,17 +448,18 @@ Tensor CausalSelfAttention::qkv_gradient(const BackwardContext& context) const {
 }
 
 void CausalSelfAttention::run_input(const BackwardContext& context) const {
+  const HeadGradients gradients{inner(context.workspace, heads_gradient_), qkv_gradient(context)};
   std::byte* const product = context.workspace + product_;
   project_->backward_input(context.stream,
                            {.weights = context.weights.factor(2),
                             .output_gradient = context.output_gradient.factor(),
-                            .input_gradient = inner(context.workspace, heads_gradient_).destination()},
+                            .input_gradient = gradients.output.destination()},
                            product);
-  mix_backward(context);
+  mix(context.stream, context.stash, context.workspace, &gradients);
   if (!context.input_gradient.there()) return;
   attend_->backward_input(context.stream,
                           {.weights = context.weights.factor(0),
-                           .output_gradient = ConstTensor(qkv_gradient(context)).factor(),
+                           .output_gradient = ConstTensor(gradients.qkv).factor(),
                            .input_gradient = context.input_gradient.destination()},
                           product);
 }

@@ -54,8 +54,11 @@ class CausalSelfAttention final : public Layer {
   const float** addresses(std::byte* workspace) const {
     return reinterpret_cast<const float**>(workspace + addresses_);
   }
-  void mix(const ForwardContext& context) const;  // the values of each head, by its probabilities
-  void mix_backward(const BackwardContext& context) const;
+  struct HeadGradients {
+    Tensor output, qkv;  // the second is written
+  };
+  // The values of each head, by its probabilities; with gradients, backward.
+  void mix(Stream& stream, std::byte* stash, std::byte* workspace, const HeadGradients* gradients) const;
   void run_input(const BackwardContext& context) const;
   void run_weights(const BackwardContext& context, Workspace holds) const;
 

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 
 #include "kernels/runtime/bf16.h"
 #include "kernels/runtime/buffer.h"
@@ -28,24 +27,9 @@ struct FactorCounts {
   std::int64_t output = 0;
 };
 
-// Places in the workspace of a plan of kBf16 for those that may be given in fp32. Each call gives a factor in
-// bf16, and enqueues its rounding where there is no copy yet.
-class RoundedFactors {
- public:
-  RoundedFactors(const FactorCounts& counts, const ElementTypes& types, ArenaPlan& workspace);
-
-  const Bf16* input(Stream& stream, const Factor& values, std::byte* workspace) const;
-  const Bf16* weights(Stream& stream, const Factor& weights, std::byte* workspace) const;
-  const Bf16* output_gradient(Stream& stream, const Factor& values, Workspace holds,
-                              std::byte* workspace) const;
-
- private:
-  FactorCounts counts_;
-  std::size_t input_, weights_, output_gradient_;  // offsets in bytes
-};
-
-// The factors of a plan in the type of its precision: as RoundedFactors where that is kBf16, else as they are
-// given.
+// The factors of a plan in the type of its precision. A plan of kBf16 has places in its workspace for those
+// that may be given in fp32: each call enqueues the rounding of one where there is no copy yet. In the other
+// precisions they are as given, and std::invalid_argument is thrown where that is bf16.
 class PlanFactors {
  public:
   PlanFactors(MatrixPrecision precision, const FactorCounts& counts, const ElementTypes& types,
@@ -57,7 +41,12 @@ class PlanFactors {
                               std::byte* workspace) const;
 
  private:
-  std::optional<RoundedFactors> rounded_;
+  const void* factor(Stream& stream, const Factor& values, std::int64_t count, Workspace holds,
+                     std::byte* place) const;
+
+  bool rounds_;
+  FactorCounts counts_;
+  std::size_t input_ = 0, weights_ = 0, output_gradient_ = 0;  // offsets in bytes
 };
 
 }  // namespace pipeoptim

@@ -277,16 +277,18 @@ Head make_head(const HeadExtents& e) {
   return head;
 }
 
-// Where a head's features begin in {N, T, features}.
-std::int64_t head_offset(const HeadExtents& e, std::int64_t index) {
-  return (index / e.heads * e.length * e.heads + index % e.heads) * e.width;
+// Where a head's features begin in {N, T, stride}.
+std::int64_t head_offset(const HeadExtents& e, std::int64_t index, std::int64_t stride) {
+  return index / e.heads * e.length * stride + index % e.heads * e.width;
 }
 
-// Head `index` of all records, without its scratch.
-Head make_head(const HeadExtents& e, const AttentionHeads::Operands& operands, std::int64_t index) {
+// Head `index` of all records, with its thread's scratch.
+Head make_head(const HeadExtents& e, const AttentionHeads::Operands& operands, std::int64_t index,
+               std::byte* scratch) {
   Head head = make_head(e);
+  place_scratch(head, scratch);
   const std::int64_t features = e.heads * e.width, stride = 3 * features;
-  const Bf16* const q = operands.qkv + index / e.heads * e.length * stride + index % e.heads * e.width;
+  const Bf16* const q = operands.qkv + head_offset(e, index, stride);
   head.q = {q, stride, e.length, e.width};
   head.k = {q + features, stride, e.length, e.width};
   head.v = {q + 2 * features, stride, e.length, e.width};
@@ -296,11 +298,15 @@ Head make_head(const HeadExtents& e, const AttentionHeads::Operands& operands, s
   return head;
 }
 
+// Calls body(index, the thread's part of the workspace).
 template <typename Body>
-void for_each_head(const HeadExtents& e, [[maybe_unused]] int threads, const Body& body) {
+void for_each_head(const HeadExtents& e, [[maybe_unused]] int threads, std::byte* workspace,
+                   std::size_t part_bytes, const Body& body) {
   const std::int64_t heads = e.records * e.heads;
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (std::int64_t index = 0; index < heads; ++index) body(index);
+  for (std::int64_t index = 0; index < heads; ++index) {
+    body(index, workspace + part_bytes * static_cast<std::size_t>(omp_get_thread_num()));
+  }
 }
 
 }  // namespace
@@ -315,10 +321,9 @@ AttentionHeads::AttentionHeads(int threads, const HeadExtents& extents)
 void AttentionHeads::forward(Stream& stream, const Operands& operands, Bf16* output,
                              std::byte* workspace) const {
   stream.submit([this, operands, output, workspace] {
-    for_each_head(extents_, threads_, [&](std::int64_t index) {
-      Head head = make_head(extents_, operands, index);
-      place_scratch(head, workspace + part_bytes_ * static_cast<std::size_t>(omp_get_thread_num()));
-      head.output = output + head_offset(extents_, index);
+    for_each_head(extents_, threads_, workspace, part_bytes_, [&](std::int64_t index, std::byte* scratch) {
+      Head head = make_head(extents_, operands, index, scratch);
+      head.output = output + head_offset(extents_, index, head.stride);
       run_forward(head);
     });
   });
@@ -327,11 +332,10 @@ void AttentionHeads::forward(Stream& stream, const Operands& operands, Bf16* out
 void AttentionHeads::backward(Stream& stream, const Operands& operands, const Bf16* output_gradient,
                               Bf16* qkv_gradient, std::byte* workspace) const {
   stream.submit([this, operands, output_gradient, qkv_gradient, workspace] {
-    for_each_head(extents_, threads_, [&](std::int64_t index) {
-      Head head = make_head(extents_, operands, index);
-      place_scratch(head, workspace + part_bytes_ * static_cast<std::size_t>(omp_get_thread_num()));
-      head.output_gradient = {output_gradient + head_offset(extents_, index), head.stride, head.length,
-                              head.width};
+    for_each_head(extents_, threads_, workspace, part_bytes_, [&](std::int64_t index, std::byte* scratch) {
+      Head head = make_head(extents_, operands, index, scratch);
+      head.output_gradient = {output_gradient + head_offset(extents_, index, head.stride), head.stride,
+                              head.length, head.width};
       head.q_gradient = qkv_gradient + (head.q.from - operands.qkv);
       head.k_gradient = head.q_gradient + head.stride;
       head.v_gradient = head.k_gradient + head.stride;

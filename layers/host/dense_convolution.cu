@@ -1,5 +1,5 @@
+#include <memory>
 #include <stdexcept>
-#include <utility>
 
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/launch.h"

@@ -186,8 +186,7 @@ void CommandLine::add_processes(Subcommand& command) {
   CLI::Option* size = add(command, "world-size", options_.world_size, "Their number");
   add(command, "rendezvous", options_.rendezvous,
       "Where they meet: tcp:HOST:PORT of rank 0, file:PATH, or mpi (default: MASTER_ADDR, MASTER_PORT, or "
-      "mpi "
-      "under its launcher)");
+      "mpi under its launcher)");
   add(command, "rendezvous-timeout", options_.rendezvous_timeout, "Seconds to wait for each other");
   for (CLI::Option* option : {rank, size}) option->default_str("as the launcher says");
   for (std::size_t i = first; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;
