@@ -1,21 +1,18 @@
-// One direction of a convolution, planned through cuDNN's graph interface. Only convolution_graph.cpp
-// includes the frontend's headers, which take long to compile.
+// One direction of a convolution, planned through cuDNN's graph interface.
 #pragma once
 
 #include <cudnn.h>
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <string>
 
+#include "layers/cuda/graph_plan.h"
 #include "layers/provider.h"
 
 namespace pipeoptim::cuda {
 
 enum class Direction { kForward, kBackwardData, kBackwardWeights };
 enum class BiasAdd { kNone, kFused };
-enum class Kernels { kDeterministic, kAny };
 enum class Result { kFp32, kBf16 };
 
 // Ids of a graph's tensors; each stands for the values or for their gradient.
@@ -29,14 +26,8 @@ struct GraphRequest {
   BiasAdd bias = BiasAdd::kNone;
   Result result = Result::kFp32;
   Kernels kernels = Kernels::kDeterministic;
+  Engines engines = Engines::kBest;
   std::size_t max_workspace = 0;  // bytes
-};
-
-struct GraphPlan {
-  std::shared_ptr<const void> owner;              // of the descriptor
-  cudnnBackendDescriptor_t descriptor = nullptr;  // null where cuDNN has no plan for the request
-  std::size_t workspace_bytes = 0;
-  std::string refusal;  // what cuDNN said then
 };
 
 // The first plan in the order of cuDNN's heuristics that does what is asked. The device of the handle is the

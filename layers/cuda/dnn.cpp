@@ -1,13 +1,12 @@
 // Convolutions on CUDA: three execution plans of cuDNN's graph interface, for NHWC tensors and [out, kh, kw,
 // in/groups] weights in fp32, or in bf16, to which factors that come in fp32 are rounded first. A plan is the
-// first of cuDNN's heuristics (mode A, then its fallbacks), not timed, that computes in the precision asked
-// for within kMaxWorkspace; deterministic ones first, so that two runs do the same. Plans are not shared
-// between convolutions of one shape: cuDNN does not promise that every engine's plan may run in several
-// threads at once, as two stages do.
+// first of cuDNN's heuristics, not timed, that computes in the precision asked for within kMaxWorkspace;
+// deterministic ones first, so that two runs do the same. Plans are not shared between convolutions of one
+// shape: cuDNN does not promise that every engine's plan may run in several threads at once, as two stages
+// do.
 #include <cudnn.h>
 
 #include <algorithm>
-#include <map>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -19,40 +18,14 @@
 #include "layers/backend.h"
 #include "layers/bias.h"
 #include "layers/cuda/convolution_graph.h"
-#include "layers/cuda/cudnn_check.h"
 #include "layers/cuda/handles.h"
-#include "layers/cuda/variant_packs.h"
+#include "layers/cuda/planned_graph.h"
 #include "layers/rounding.h"
 
 namespace pipeoptim::cuda {
 namespace {
 
 constexpr std::size_t kMaxWorkspace = std::size_t{1} << 30;  // bytes that one plan may ask for
-
-cudnnHandle_t create_handle() {
-  cudnnHandle_t handle = nullptr;
-  check(cudnnCreate(&handle), "cudnnCreate");
-  return handle;
-}
-
-// A handle that enqueues on the stream. The device must be the current one.
-cudnnHandle_t handle_of(Device device, void* stream) {
-  thread_local HandleCache<cudnnHandle_t, cudnnDestroy> cache;
-  const cudnnHandle_t handle = cache.get(device, stream, create_handle);
-  check(cudnnSetStream(handle, static_cast<cudaStream_t>(stream)), "cudnnSetStream");
-  return handle;
-}
-
-// The calling thread's handle for planning. Plans keep it, as they may outlive the thread.
-std::shared_ptr<cudnnContext> planning_handle(Device device) {
-  thread_local std::map<int, std::weak_ptr<cudnnContext>> handles;
-  std::shared_ptr<cudnnContext> handle = handles[device.ordinal].lock();
-  if (!handle) {
-    handle = std::shared_ptr<cudnnContext>(create_handle(), Destroyer<cudnnDestroy>());
-    handles[device.ordinal] = handle;
-  }
-  return handle;
-}
 
 const char* name(Direction direction) {
   switch (direction) {
@@ -78,7 +51,8 @@ ElementType stored_type(const ConvolutionSpec& spec, Direction direction) {
   return direction == Direction::kForward ? spec.types.output : spec.types.input;
 }
 
-// From the one that leaves nothing on. Of bf16 factors cuDNN may have a product only in bf16.
+// From the one that leaves nothing on. Of bf16 factors cuDNN may have a product only in bf16: of weight
+// gradients its fast engines do no other.
 std::vector<Form> forms(const ConvolutionSpec& spec, Direction direction) {
   const bool stores_bf16 = stored_type(spec, direction) == ElementType::kBf16;
   const Result result = stores_bf16 ? Result::kBf16 : Result::kFp32;
@@ -91,51 +65,50 @@ std::vector<Form> forms(const ConvolutionSpec& spec, Direction direction) {
   return forms;
 }
 
-// One direction: its plan and the operands that it has met.
+// One direction, planned.
 class PlannedDirection {
  public:
-  // Takes the first form that cuDNN has a plan for.
+  // Takes the first form that cuDNN has a fast plan for, or else any: a slow one may take fifteen times as
+  // long as one that leaves something to a kernel of ours.
   PlannedDirection(cudnnHandle_t handle, const ConvolutionSpec& spec, Direction direction)
-      : stored_(stored_type(spec, direction)),
-        name_(std::string("cuDNN, ") + name(direction) + " of the " + describe(spec)) {
+      : stored_(stored_type(spec, direction)) {
+    const std::string called = std::string("cuDNN, ") + name(direction) + " of the " + describe(spec);
+    std::string refusal;
     for (const Kernels kernels : {Kernels::kDeterministic, Kernels::kAny}) {
-      for (const Form& form : forms(spec, direction)) {
-        plan_ = plan_graph(handle, spec,
-                           {.direction = direction,
-                            .bias = form.bias,
-                            .result = form.result,
-                            .kernels = kernels,
-                            .max_workspace = kMaxWorkspace});
-        form_ = form;
-        if (!plan_.descriptor) continue;
-        std::vector<std::int64_t> ids{kInputId, kWeightsId, kOutputId};
-        if (form.bias == BiasAdd::kFused) ids.push_back(kBiasId);
-        packs_ = VariantPacks(std::move(ids));
-        return;
+      for (const Engines engines : {Engines::kBest, Engines::kFallback}) {
+        for (const Form& form : forms(spec, direction)) {
+          GraphPlan plan = plan_graph(handle, spec,
+                                      {.direction = direction,
+                                       .bias = form.bias,
+                                       .result = form.result,
+                                       .kernels = kernels,
+                                       .engines = engines,
+                                       .max_workspace = kMaxWorkspace});
+          refusal = plan.refusal;
+          if (!plan.descriptor) continue;
+          form_ = form;
+          std::vector<std::int64_t> ids{kInputId, kWeightsId, kOutputId};
+          if (form.bias == BiasAdd::kFused) ids.push_back(kBiasId);
+          graph_ = PlannedGraph(called, std::move(plan), std::move(ids));
+          return;
+        }
       }
     }
-    throw DeviceError(name_, plan_.refusal);
+    throw DeviceError(called, refusal);
   }
 
-  std::size_t workspace_bytes() const { return plan_.workspace_bytes; }
+  std::size_t workspace_bytes() const { return graph_.workspace_bytes(); }
   const Form& form() const { return form_; }
   // Whether it makes in bf16 what is stored in fp32.
   bool narrows() const { return form_.result == Result::kBf16 && stored_ == ElementType::kFp32; }
 
   // Tensors in the order input, weights, output, bias.
-  void run(Stream& stream, const PlanAddresses& addresses) {
-    const DeviceGuard current(stream.device());
-    const cudnnHandle_t handle = handle_of(stream.device(), stream.native());
-    const cudnnStatus_t status = cudnnBackendExecute(handle, plan_.descriptor, packs_.of(addresses));
-    if (status != CUDNN_STATUS_SUCCESS) check(status, "cudnnBackendExecute: " + name_);
-  }
+  void run(Stream& stream, const PlanAddresses& addresses) { graph_.run(stream, addresses); }
 
  private:
   ElementType stored_;
-  std::string name_;  // for messages
-  GraphPlan plan_;
   Form form_;
-  VariantPacks packs_{{}};
+  PlannedGraph graph_;
 };
 
 class CudaConvolution final : public ConvolutionPlan {
