@@ -54,6 +54,17 @@ training_step() { # training_step precision
   PIPEOPTIM_BENCH_PRECISION=$1 PIPEOPTIM_BENCH_CUDA_GRAPH=1 benchmark "step-$1-graph" step
 }
 
+# Batch norm and pooling by cuDNN.
+row_kernels() {
+  local PIPEOPTIM_BENCH_ROW_KERNELS=cudnn
+  export PIPEOPTIM_BENCH_ROW_KERNELS
+  benchmark layers-cudnn layers --benchmark_filter='batch_norm|pool'
+  for precision in tf32 bf16; do
+    PIPEOPTIM_BENCH_PRECISION=$precision PIPEOPTIM_BENCH_CUDA_GRAPH=1 benchmark "step-$precision-graph-cudnn" step \
+      --benchmark_filter=resnet20
+  done
+}
+
 pytorch_optimizer() {
   "${PYTHON:-python3}" bench/peers/torch_optimizer.py --device cuda --elements $((1 << 26)) >"$results/pytorch.jsonl"
 }
@@ -70,8 +81,12 @@ import json, pathlib, sys
 results, title = pathlib.Path(sys.argv[1]), sys.argv[2]
 lines = [f"# {title}", "", "```", (results / "steps.txt").read_text().rstrip(), "```", ""]
 for file in sorted(results.glob("*.json")):
+    try:
+        benchmarks = json.loads(file.read_text())["benchmarks"]
+    except ValueError:  # its program was cut off
+        continue
     lines += [f"| {file.stem} | counters | |", "|---|---|---|"]
-    for benchmark in json.loads(file.read_text())["benchmarks"]:
+    for benchmark in benchmarks:
         known = {"real_time", "cpu_time", "iterations", "repetitions", "repetition_index", "threads", "family_index",
                  "per_family_instance_index"}
         counters = [f"{name} {value:.4g}" for name, value in benchmark.items()
@@ -101,6 +116,7 @@ step layers benchmark layers layers
 step runtime benchmark runtime runtime
 step channels benchmark channels channels
 for precision in fp32 tf32 bf16; do step "step-$precision" training_step "$precision"; done
+step row-kernels row_kernels
 step pytorch-optimizer pytorch_optimizer
 step pytorch-step pytorch_step
 step tests-gpu tests gpu 6

@@ -3,8 +3,8 @@
 // layer (GFLOP/s), of a copy where memory does (GB/s).
 #include <string>
 
+#include "bench/choices.h"
 #include "bench/no_work.h"
-#include "bench/precision.h"
 #include "bench/support.h"
 #include "layers/activation.h"
 #include "layers/attention.h"
@@ -238,6 +238,7 @@ double bytes_of(const Shape& shape) { return sizeof(float) * static_cast<double>
 
 // How often the parts of a layer move an array of the input's size.
 void measure_passes(benchmark::State& state, Layer& layer, const Shape& input, const Work& arrays) {
+  layer.set_row_kernels(row_kernels());
   PlannedLayer planned(layer, input);
   const double array = bytes_of(input);
   measure<Copy>(state, layer, planned, {arrays.forward * array, arrays.dx * array, arrays.dw * array});

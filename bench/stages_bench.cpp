@@ -8,7 +8,7 @@
 #include <string>
 #include <thread>
 
-#include "bench/precision.h"
+#include "bench/choices.h"
 #include "bench/support.h"
 #include "bench/training.h"
 #include "layers/softmax_cross_entropy.h"
@@ -69,6 +69,7 @@ class TwoStages {
     config.device = device();
     config.threads = kStages;
     config.precision = precision();
+    config.row_kernels = row_kernels();
     config.optimizer.rule = case_.rule;
     return {config, split_layers(std::move(layers), cuts), std::make_unique<SoftmaxCrossEntropy>(), input_};
   }

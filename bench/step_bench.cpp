@@ -3,7 +3,7 @@
 // PIPEOPTIM_BENCH_CUDA_GRAPH=1: with CUDA graphs.
 #include <string>
 
-#include "bench/precision.h"
+#include "bench/choices.h"
 #include "bench/support.h"
 #include "bench/training.h"
 #include "layers/softmax_cross_entropy.h"
@@ -24,6 +24,7 @@ std::unique_ptr<Engine> make_engine(const Case& c, const Shape& input, const cha
   config.threads = threads();
   config.method = method;
   config.precision = precision();
+  config.row_kernels = row_kernels();
   config.optimizer.rule = c.rule;
   const char* const graph = std::getenv("PIPEOPTIM_BENCH_CUDA_GRAPH");
   config.cuda_graph = graph != nullptr && std::string(graph) == "1";

@@ -6,50 +6,14 @@
 #include "kernels/runtime/launch.h"
 #include "layers/accumulate.h"
 #include "layers/batch_norm.h"
+#include "layers/batch_norm_parts.h"
 #include "layers/tiles.h"
 #include "layers/typed.h"
 
 namespace pipeoptim {
 namespace {
 
-// Rows that one team sums: on the host 16 KiB at 16 channels, in the first-level cache, on CUDA 4 tiles a
-// thread.
-std::int64_t chunk_rows(Device device, std::int64_t channels) {
-  constexpr std::int64_t kHostRows = 256, kDeviceElements = 4096;
-  return device.backend == Backend::kHost ? kHostRows : std::max<std::int64_t>(1, kDeviceElements / channels);
-}
-
-// A matrix of rows of channels, cut into chunks of rows.
-struct Chunks {
-  std::int64_t rows, channels;
-  std::int64_t length;  // rows of a chunk
-
-  Chunks(Device device, std::int64_t elements, std::int64_t in_channels)
-      : rows(elements / in_channels), channels(in_channels), length(chunk_rows(device, in_channels)) {}
-  PO_HD std::int64_t count() const { return (rows + length - 1) / length; }
-  PO_HD std::int64_t rows_of(std::int64_t index) const {
-    const Slab chunk = slab(index);
-    return chunk.row_end - chunk.row_begin;
-  }
-  PO_HD Slab slab(std::int64_t index) const { return row_slab(index, length, rows, channels); }
-};
-
-// Per-channel vectors in the stash, one after the other.
-struct Vectors {
-  float *scale, *shift;       // forward: y = scale x + shift
-  float *mean, *rstd;         // of the micro-batch
-  float *sum, *product;       // sum of g, and of g xhat: the gradients of bias and weight
-  float *of_g, *of_x, *rest;  // backward: dx = of_g g + of_x x + rest
-  static constexpr int kCount = 9;
-
-  Vectors(std::byte* stash, std::int64_t channels) {
-    float* next = reinterpret_cast<float*>(stash);
-    for (float** vector : {&scale, &shift, &mean, &rstd, &sum, &product, &of_g, &of_x, &rest}) {
-      *vector = next;
-      next += channels;
-    }
-  }
-};
+using namespace batch_norm;
 
 // Mean and sum of squared deviations of some rows, which join as in Chan et al. 1983.
 template <int kWidth>
@@ -218,13 +182,6 @@ struct Normalize {
   }
 };
 
-// The gradient behind the activation, from that in front of it.
-template <Activation kActivation>
-PO_HD float behind(float gradient, float x, float scale, float shift) {
-  const bool off = kActivation == Activation::kRelu && !(x * scale + shift > 0);
-  return off ? 0.0F : gradient;
-}
-
 // Sums of g and g xhat over one chunk, g the gradient behind the activation.
 template <Activation kActivation, typename T>
 struct ChunkSums {
@@ -350,10 +307,6 @@ struct InputGradient {
   }
 };
 
-Chunks chunks_of(const Stream& stream, const ConstTensor& input) {
-  return {stream.device(), input.elements(), input.shape.last()};
-}
-
 template <Activation kActivation>
 void normalize(const ForwardContext& context, const Vectors& vectors, const Chunks& chunks) {
   with_type_of(context.input, [&]<typename T>() {
@@ -387,8 +340,12 @@ void run_backward(const BackwardContext& context) {
   });
 }
 
+// {N, C} as an image of one pixel a record.
+Shape image_of(const Shape& input) { return input.rank() == 4 ? input : Shape{input[0], 1, 1, input.last()}; }
+
 }  // namespace
 
+BatchNorm2d::~BatchNorm2d() = default;
 BatchNorm2d::BatchNorm2d(std::int64_t channels, BatchNormOptions options)
     : channels_(channels), options_(options) {
   if (channels < 1)
@@ -409,6 +366,12 @@ std::vector<State> BatchNorm2d::states() const {
   return {{"running_mean", {channels_}, 0}, {"running_var", {channels_}, 1}};
 }
 
+ElementTypes BatchNorm2d::choose_types(ElementTypes offered) {
+  const ElementTypes chosen = same_types(offered);
+  type_ = chosen.input;
+  return chosen;
+}
+
 LayerPlan BatchNorm2d::plan(Device device, int, const Shape& input) {
   if ((input.rank() != 2 && input.rank() != 4) || input.last() != channels_) {
     throw std::invalid_argument(
@@ -420,6 +383,16 @@ LayerPlan BatchNorm2d::plan(Device device, int, const Shape& input) {
   plan.output = input;
   plan.stash_bytes = Vectors::kCount * static_cast<std::size_t>(channels_) * sizeof(float);
   plan.workspace_bytes = 2 * float_bytes(chunks.count() * channels_);
+  vendor_ = nullptr;
+  if (kernels_ == RowKernels::kCudnn && device.backend == Backend::kCuda) {
+    const VendorNormSpec spec{.input = image_of(input),
+                              .type = type_,
+                              .eps = options_.eps,
+                              .momentum = options_.momentum,
+                              .activation = options_.activation};
+    vendor_ = detail::make_cuda_norm(device, spec);
+    if (vendor_) plan.workspace_bytes = std::max(plan.workspace_bytes, vendor_workspace(*vendor_, spec));
+  }
   plan.needs = Needs::kInput;
   plan.bytes = 8.0 * sizeof(float) * static_cast<double>(input.elements());
   return plan;
@@ -430,6 +403,7 @@ void BatchNorm2d::forward(const ForwardContext& context) const {
   const Vectors vectors(context.stash, channels_);
   const float* weight = context.weights[0];
   const float* bias = context.weights[1];
+  if (context.mode == Mode::kTraining && vendor_) return forward_by(*vendor_, context, vectors);
   if (context.mode == Mode::kTraining) {
     auto* means = reinterpret_cast<float*>(context.workspace);
     float* deviations = means + chunks.count() * channels_;
@@ -453,6 +427,9 @@ void BatchNorm2d::forward(const ForwardContext& context) const {
 }
 
 void BatchNorm2d::backward_input(const BackwardContext& context) const {
+  if (vendor_ && context.input_gradient.there()) {
+    return backward_by(*vendor_, context, options_.activation, Vectors(context.stash, channels_));
+  }
   if (options_.activation == Activation::kRelu) {
     run_backward<Activation::kRelu>(context);
   } else {

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "layers/layer.h"
 
 namespace pipeoptim {
+
+class VendorNorm;
 
 struct BatchNormOptions {
   float eps = 1e-5F;
@@ -21,11 +24,13 @@ struct BatchNormOptions {
 class BatchNorm2d final : public Layer {
  public:
   explicit BatchNorm2d(std::int64_t channels, BatchNormOptions options = {});
+  ~BatchNorm2d() override;
 
   std::string describe() const override;
   std::vector<Parameter> parameters() const override;
   std::vector<State> states() const override;
-  ElementTypes choose_types(ElementTypes offered) override { return same_types(offered); }
+  ElementTypes choose_types(ElementTypes offered) override;
+  void set_row_kernels(RowKernels kernels) override { kernels_ = kernels; }
   LayerPlan plan(Device device, int threads, const Shape& input) override;
   void forward(const ForwardContext& context) const override;
   void backward_input(const BackwardContext& context) const override;
@@ -34,6 +39,9 @@ class BatchNorm2d final : public Layer {
  private:
   std::int64_t channels_;
   BatchNormOptions options_;
+  RowKernels kernels_ = RowKernels::kOwn;
+  ElementType type_ = ElementType::kFp32;
+  std::unique_ptr<VendorNorm> vendor_;  // null: our own kernels
 };
 
 }  // namespace pipeoptim

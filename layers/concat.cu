@@ -85,6 +85,10 @@ int Concat::random_layers() const {
   return static_cast<int>(branches_.back().random_layer) + branches_.back().layers->random_layers();
 }
 
+void Concat::set_row_kernels(RowKernels kernels) {
+  for (const Branch& branch : branches_) branch.layers->set_row_kernels(kernels);
+}
+
 LayerPlan Concat::plan(Device device, int threads, const Shape& input) {
   const bool split = split_ == BackwardSplit::kSplit;
   ArenaPlan stash;

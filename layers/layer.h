@@ -97,6 +97,12 @@ enum class Mode { kTraining, kEvaluation };
 // that are used once.
 enum class MatrixPrecision { kFp32, kTf32, kBf16 };
 
+// Whose kernels batch norm (in training) and pooling are on CUDA.
+enum class RowKernels {
+  kOwn,   // ours, which the host has, too
+  kCudnn  // cuDNN's where it has plans for the shape, else ours
+};
+
 // What a layer applies to its output in the same pass, where it offers that.
 enum class Activation { kNone, kRelu };
 
@@ -204,6 +210,8 @@ class Layer {
   virtual void set_backward_split(BackwardSplit split) { static_cast<void>(split); }
   // How the layer's products and convolutions are computed. Called before plan(), likewise.
   virtual void set_precision(MatrixPrecision precision) { static_cast<void>(precision); }
+  // Called before plan(), likewise.
+  virtual void set_row_kernels(RowKernels kernels) { static_cast<void>(kernels); }
   // Layers inside this one advance the model-wide layer index by more than 1.
   virtual int random_layers() const { return 1; }
 };

@@ -6,6 +6,7 @@
 #include "layers/pooling.h"
 #include "layers/tiles.h"
 #include "layers/typed.h"
+#include "layers/vendor_rows.h"
 
 namespace pipeoptim {
 namespace {
@@ -320,16 +321,61 @@ std::int64_t pixels_of(const Shape& shape) { return shape[0] * shape[1] * shape[
 std::int64_t lines_of(const Shape& shape) { return shape[0] * shape[1]; }
 std::int64_t line_length(const Shape& shape) { return shape[2] * shape[3]; }
 
+VendorPoolSpec vendor_spec(PoolKind kind, const PoolOptions& options, const Shape& input,
+                           const Shape& output) {
+  return {.kind = kind,
+          .input = input,
+          .output = output,
+          .window = {options.kernel, options.kernel},
+          .stride = {options.stride, options.stride},
+          .padding = {options.padding, options.padding}};
+}
+
 }  // namespace
+
+Pooling::Pooling() = default;
+Pooling::~Pooling() = default;
+
+ElementTypes Pooling::choose_types(ElementTypes offered) {
+  const ElementTypes chosen = same_types(offered);
+  type_ = chosen.input;
+  return chosen;
+}
+
+void Pooling::try_vendor(Device device, VendorPoolSpec spec, LayerPlan& plan) {
+  vendor_ = nullptr;
+  if (kernels_ != RowKernels::kCudnn || device.backend != Backend::kCuda) return;
+  spec.type = type_;
+  vendor_ = detail::make_cuda_pool(device, spec);
+  if (!vendor_) return;
+  plan.stash_bytes = vendor_->stash_bytes();
+  plan.workspace_bytes = vendor_->workspace_bytes();
+}
+
+bool Pooling::vendor_forward(const ForwardContext& context) const {
+  if (!vendor_) return false;
+  vendor_->forward(context.stream, context.input.memory(), context.output.memory(), context.stash,
+                   context.workspace);
+  return true;
+}
+
+bool Pooling::vendor_backward(const BackwardContext& context) const {
+  if (!vendor_) return false;
+  vendor_->backward(context.stream, context.output_gradient.memory(), context.input_gradient.memory(),
+                    context.stash, context.workspace);
+  return true;
+}
 
 MaxPool2d::MaxPool2d(PoolOptions options) : options_(options) { check(options, "max pool"); }
 std::string MaxPool2d::describe() const { return text("max pool", options_); }
-LayerPlan MaxPool2d::plan(Device, int, const Shape& input) {
+LayerPlan MaxPool2d::plan(Device device, int, const Shape& input) {
   LayerPlan plan = pool_plan(options_, input, describe());
   plan.stash_bytes = static_cast<std::size_t>(plan.output.elements()) * sizeof(std::int32_t);
+  try_vendor(device, vendor_spec(PoolKind::kMaximum, options_, input, plan.output), plan);
   return plan;
 }
 void MaxPool2d::forward(const ForwardContext& context) const {
+  if (vendor_forward(context)) return;
   with_type_of(context.input, [&]<typename T>() {
     const T* const x = values_of<T>(context.input);
     T* const y = values_of<T>(context.output);
@@ -339,7 +385,7 @@ void MaxPool2d::forward(const ForwardContext& context) const {
   });
 }
 void MaxPool2d::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.there()) return;
+  if (!context.input_gradient.there() || vendor_backward(context)) return;
   const Shape& input = context.input_gradient.shape;
   with_type_of(context.output_gradient, [&]<typename T>() {
     const T* const dy = values_of<T>(context.output_gradient);
@@ -352,8 +398,13 @@ void MaxPool2d::backward_input(const BackwardContext& context) const {
 
 AvgPool2d::AvgPool2d(PoolOptions options) : options_(options) { check(options, "average pool"); }
 std::string AvgPool2d::describe() const { return text("average pool", options_); }
-LayerPlan AvgPool2d::plan(Device, int, const Shape& input) { return pool_plan(options_, input, describe()); }
+LayerPlan AvgPool2d::plan(Device device, int, const Shape& input) {
+  LayerPlan plan = pool_plan(options_, input, describe());
+  try_vendor(device, vendor_spec(PoolKind::kMean, options_, input, plan.output), plan);
+  return plan;
+}
 void AvgPool2d::forward(const ForwardContext& context) const {
+  if (vendor_forward(context)) return;
   with_type_of(context.input, [&]<typename T>() {
     const T* const x = values_of<T>(context.input);
     T* const y = values_of<T>(context.output);
@@ -362,7 +413,7 @@ void AvgPool2d::forward(const ForwardContext& context) const {
   });
 }
 void AvgPool2d::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.there()) return;
+  if (!context.input_gradient.there() || vendor_backward(context)) return;
   const Shape& input = context.input_gradient.shape;
   with_type_of(context.output_gradient, [&]<typename T>() {
     const T* const dy = values_of<T>(context.output_gradient);
@@ -372,15 +423,23 @@ void AvgPool2d::backward_input(const BackwardContext& context) const {
   });
 }
 
-LayerPlan GlobalAvgPool::plan(Device, int, const Shape& input) {
+LayerPlan GlobalAvgPool::plan(Device device, int, const Shape& input) {
   require_image(input, describe());
   LayerPlan plan;
   plan.output = {input[0], input[3]};
   plan.needs = Needs::kNothing;
   plan.bytes = 2.0 * sizeof(float) * static_cast<double>(input.elements());
+  try_vendor(device,
+             {.kind = PoolKind::kMean,
+              .input = input,
+              .output = {input[0], 1, 1, input[3]},
+              .window = {input[1], input[2]},
+              .stride = {1, 1}},
+             plan);
   return plan;
 }
 void GlobalAvgPool::forward(const ForwardContext& context) const {
+  if (vendor_forward(context)) return;
   const Shape& input = context.input.shape;
   with_type_of(context.input, [&]<typename T>() {
     const T* const x = values_of<T>(context.input);
@@ -390,7 +449,7 @@ void GlobalAvgPool::forward(const ForwardContext& context) const {
   });
 }
 void GlobalAvgPool::backward_input(const BackwardContext& context) const {
-  if (!context.input_gradient.there()) return;
+  if (!context.input_gradient.there() || vendor_backward(context)) return;
   const Shape& input = context.input_gradient.shape;
   with_type_of(context.output_gradient, [&]<typename T>() {
     const T* const dy = values_of<T>(context.output_gradient);

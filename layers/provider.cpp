@@ -54,6 +54,13 @@ std::string stored(const ElementTypes& types) {
   return input && output ? " in and out" : input ? " in" : " out";
 }
 
+template <typename Enumeration>
+Enumeration value_named(const char* kind, const std::string& name, const std::vector<std::string>& names) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) throw std::invalid_argument(unknown_name(kind, name, names));
+  return static_cast<Enumeration>(found - names.begin());
+}
+
 void check_types(MatrixPrecision precision, const ElementTypes& types, const std::string& what) {
   if (precision == MatrixPrecision::kBf16 || types == ElementTypes{}) return;
   throw std::invalid_argument(what + ": only products in bf16 have tensors in bf16");
@@ -61,16 +68,23 @@ void check_types(MatrixPrecision precision, const ElementTypes& types, const std
 
 }  // namespace
 
+// Names are in the order of their enumeration.
 const std::vector<std::string>& matrix_precision_names() {
-  static const std::vector<std::string> names{"fp32", "tf32", "bf16"};  // in the order of the enumeration
+  static const std::vector<std::string> names{"fp32", "tf32", "bf16"};
   return names;
 }
 
 MatrixPrecision matrix_precision(const std::string& name) {
-  const auto& names = matrix_precision_names();
-  const auto found = std::find(names.begin(), names.end(), name);
-  if (found == names.end()) throw std::invalid_argument(unknown_name("matrix precision", name, names));
-  return static_cast<MatrixPrecision>(found - names.begin());
+  return value_named<MatrixPrecision>("matrix precision", name, matrix_precision_names());
+}
+
+const std::vector<std::string>& row_kernels_names() {
+  static const std::vector<std::string> names{"own", "cudnn"};
+  return names;
+}
+
+RowKernels row_kernels(const std::string& name) {
+  return value_named<RowKernels>("row kernels", name, row_kernels_names());
 }
 
 void gemm(Stream& stream, const Gemm& product) { gemm_batched(stream, product, {.count = 1}); }

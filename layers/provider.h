@@ -19,6 +19,9 @@ namespace pipeoptim {
 // How people name precisions: fp32, tf32, bf16. The second throws std::invalid_argument for other names.
 const std::vector<std::string>& matrix_precision_names();
 MatrixPrecision matrix_precision(const std::string& name);
+// "own" and "cudnn", likewise.
+const std::vector<std::string>& row_kernels_names();
+RowKernels row_kernels(const std::string& name);
 
 enum class Transpose { kNo, kYes };
 

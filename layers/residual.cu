@@ -54,6 +54,11 @@ int Residual::random_layers() const {
   return body_.random_layers() + (shortcut_ ? shortcut_->random_layers() : 0);
 }
 
+void Residual::set_row_kernels(RowKernels kernels) {
+  body_.set_row_kernels(kernels);
+  if (shortcut_) shortcut_->set_row_kernels(kernels);
+}
+
 // Without a shortcut the input is added as it is.
 ElementTypes Residual::choose_types(ElementTypes offered) {
   body_.set_precision(precision_);

@@ -29,6 +29,7 @@ class Residual final : public Layer {
   void backward_weights(const BackwardContext& context) const override;
   void set_backward_split(BackwardSplit split) override { split_ = split; }
   void set_precision(MatrixPrecision precision) override { precision_ = precision; }
+  void set_row_kernels(RowKernels kernels) override;
   int random_layers() const override;
 
  private:

@@ -105,6 +105,10 @@ int Sequence::random_layers() const {
   return static_cast<int>(shares_.back().random_layer) + children_.back().layer->random_layers();
 }
 
+void Sequence::set_row_kernels(RowKernels kernels) {
+  for (const Child& child : children_) child.layer->set_row_kernels(kernels);
+}
+
 ElementTypes Sequence::choose_types(ElementTypes offered) {
   std::vector<Layer*> layers;
   for (const Child& child : children_) layers.push_back(child.layer.get());

@@ -44,6 +44,7 @@ class Sequence final : public Layer {
   void backward(const BackwardContext& context) const override;
   void set_backward_split(BackwardSplit split) override { split_ = split; }
   void set_precision(MatrixPrecision precision) override { precision_ = precision; }
+  void set_row_kernels(RowKernels kernels) override;
   int random_layers() const override;
 
   const std::vector<Child>& children() const { return children_; }

@@ -109,6 +109,7 @@ struct ConstTensor {
   ConstTensor(const Tensor& tensor)  // NOLINT: a view widens
       : data(tensor.data), shape(tensor.shape), rounded(tensor.rounded) {}
   Factor factor() const { return {data, rounded}; }
+  const void* memory() const { return rounded != nullptr ? static_cast<const void*>(rounded) : data; }
   std::int64_t elements() const { return shape.elements(); }
 };
 

@@ -141,6 +141,7 @@ struct EngineConfig {
   HostExecution execution = HostExecution::kWorker;    // kInline: the one-queue oracle
   bool trace = false;                                  // keep TraceSpans
   MatrixPrecision precision = MatrixPrecision::kFp32;  // of products and convolutions
+  RowKernels row_kernels = RowKernels::kOwn;           // of batch norm and pooling, on CUDA
   // CUDA: the compute instructions of training as CUDA graphs, with the same results; but forwards and
   // backwards of stages that draw random numbers (dropout).
   bool cuda_graph = false;

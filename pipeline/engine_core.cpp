@@ -96,6 +96,7 @@ EngineCore::EngineCore(EngineConfig engine_config, std::vector<std::vector<Named
         stage_optimizer(method, config.optimizer, {gaps[index], config.horizon, config.pipemare_decay});
     options.split = splits_backward(schedule.stages[index]) ? BackwardSplit::kSplit : BackwardSplit::kJoined;
     options.precision = config.precision;
+    options.row_kernels = config.row_kernels;
     options.input = shape;
     options.types = {types[first_layer], types[first_layer + layers[index].size()]};
     first_layer += layers[index].size();

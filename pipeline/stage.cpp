@@ -36,6 +36,7 @@ void multiply(Stream& stream, const MatrixProduct& product) {
 Stage::Stage(StageOptions options, std::vector<NamedLayer> layers) : options_(std::move(options)) {
   layers_ = std::make_unique<Sequence>(std::move(layers), options_.split);
   layers_->set_precision(options_.precision);
+  layers_->set_row_kernels(options_.row_kernels);
   if (!(layers_->choose_types(options_.types) == options_.types)) {
     throw std::logic_error("stage " + std::to_string(options_.index) +
                            ": its layers do not agree to the types of its ends");

@@ -31,6 +31,7 @@ struct StageOptions {
   OptimizerConfig optimizer;
   BackwardSplit split = BackwardSplit::kJoined;
   MatrixPrecision precision = MatrixPrecision::kFp32;
+  RowKernels row_kernels = RowKernels::kOwn;
   Shape input;              // of one micro-batch
   ElementTypes types = {};  // of what comes in and goes out, and of their gradients
   int slots = 1;            // micro-batches in flight

@@ -13,7 +13,7 @@
 namespace pipeoptim::cuda {
 
 struct PlanAddresses {
-  static constexpr std::size_t kMaxTensors = 4;
+  static constexpr std::size_t kMaxTensors = 12;
   std::array<const void*, kMaxTensors> tensors{};  // in the order of the ids, then null
   std::byte* workspace = nullptr;
 

@@ -174,6 +174,8 @@ void CommandLine::add_pipeline(Subcommand& command) {
   add(command, "matrix-precision", options_.matrix_precision,
       "Of products and convolutions: fp32, or faster bf16 (factors of 7 bits, and activations where layers "
       "can) or, on CUDA, tf32 (factors of 10 bits)");
+  add(command, "row-kernels", options_.row_kernels,
+      "Of batch norm and pooling on CUDA: own, or cudnn, where it has a plan for the shape");
   add_flag(command, "cuda-graph", options_.cuda_graph,
            "Launch forwards, backwards with the loss, and updates as CUDA graphs: the same results, fewer "
            "launches");

@@ -60,6 +60,7 @@ void validate_names(const Options& options) {
   }
   require_known("color", options.color, colors);
   require_known("matrix precision", options.matrix_precision, matrix_precision_names());
+  require_known("row kernels", options.row_kernels, row_kernels_names());
   if (options.lr.kind != "auto") {
     require_known("learning-rate schedule", options.lr.kind, LrSchedule::kinds());
   }

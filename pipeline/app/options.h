@@ -36,7 +36,7 @@ struct Options {
   std::string cpu_bind = "none";
   std::string device = "auto";
   int devices = 0;  // CUDA devices; 0: all, at most one a stage
-  std::string matrix_precision = "fp32";
+  std::string matrix_precision = "fp32", row_kernels = "own";
   bool cuda_graph = false;
 
   static constexpr int kNoRank = -1;

@@ -141,10 +141,14 @@ std::unique_ptr<Engine> make_engine(const Options& options, const DataShape& sha
   config.microbatches_per_update = options.micro_batches;
   config.seed = options.seed;
   config.trace = trace;
-  if (options.cuda_graph && device.backend != Backend::kCuda) {
-    throw std::invalid_argument("--cuda-graph needs a CUDA device; this runs on " + to_string(device));
-  }
   config.precision = matrix_precision(options.matrix_precision);
+  config.row_kernels = row_kernels(options.row_kernels);
+  const auto require_cuda = [&](bool asked, const std::string& flag) {
+    if (!asked || device.backend == Backend::kCuda) return;
+    throw std::invalid_argument(flag + " needs a CUDA device; this runs on " + to_string(device));
+  };
+  require_cuda(options.cuda_graph, "--cuda-graph");
+  require_cuda(config.row_kernels == RowKernels::kCudnn, "--row-kernels cudnn");
   config.cuda_graph = options.cuda_graph;
   return std::make_unique<Engine>(std::move(config), split_layers(std::move(layers), cuts),
                                   std::make_unique<SoftmaxCrossEntropy>(options.label_smoothing), input);

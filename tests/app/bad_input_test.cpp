@@ -60,6 +60,8 @@ TEST_F(BadInput, ImpossibleNumbers) {
   expect_refused(refused({"--stages", "9"}), 2, {"9", "8 layers"});
   expect_refused(refused({"--stages", "0"}), 2, {"--stages", "0"});
   expect_refused(refused({"--device", "cpu", "--cuda-graph"}), 2, {"--cuda-graph", "cpu"});
+  expect_refused(refused({"--row-kernels", "cudna"}), 2, {"cudna", "cudnn"});
+  expect_refused(refused({"--device", "cpu", "--row-kernels", "cudnn"}), 2, {"--row-kernels", "cpu"});
   expect_refused(refused({"--stages", "two"}), 2, {"--stages", "two"});
   expect_refused(refused({"--devices", "-1"}), 2, {"--devices", "-1"});
   expect_refused(refused({"--devices", "9"}), 2, {"--devices 9", "stages"});

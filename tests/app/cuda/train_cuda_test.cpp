@@ -37,6 +37,9 @@ TEST_P(CudaTrain, PrintsTheHostsLosses) {
     if (std::get<1>(GetParam()) != "pipeoptim") continue;
     const std::vector<Json> graphs = losses("graphs", joined(on_cuda, {"--cuda-graph"}));
     for (std::size_t t = 0; t < 50; ++t) EXPECT_EQ(graphs.at(t).at("loss"), actual[t].at("loss")) << t;
+    expect_close_losses(losses("cudnn", joined(on_cuda, {"--row-kernels", "cudnn", "--cuda-graph"})),
+                        expected);
+    if (HasFatalFailure()) return;
   }
 }
 

@@ -50,6 +50,7 @@ struct Case {
 void PrintTo(const Case& layer, std::ostream* to) { *to << layer.name; }
 
 const BatchNormOptions kWithRelu{.activation = Activation::kRelu};
+const PoolOptions kOverlapping{.kernel = 3, .stride = 2, .padding = 1};
 
 LayerPtr make_residual() {  // no bias in front of the batch norm, where its gradient is 0 but for rounding
   std::vector<NamedLayer> body =
@@ -78,15 +79,24 @@ const Case kCases[] = {
      making<Conv2d>(Conv2dOptions{.in = 8, .out = 4, .kernel = 3, .padding = 2, .dilation = 2})},
     {"BatchNorm2d", kImages, making<BatchNorm2d>(8)},
     {"BatchNorm2dRelu", {5, 17, 3, 70}, making<BatchNorm2d>(70, kWithRelu)},
+    {"BatchNorm2dCudnn", kImages, making_by_cudnn<BatchNorm2d>(8)},
+    {"BatchNorm2dReluCudnn", {5, 17, 3, 72}, making_by_cudnn<BatchNorm2d>(72, kWithRelu)},
+    {"BatchNorm2dRowsCudnn", {260, 64}, making_by_cudnn<BatchNorm2d>(64, kWithRelu)},
+    {"BatchNorm2dOddCudnn", kOddImages, making_by_cudnn<BatchNorm2d>(6)},
     {"ReLU", kImages, making<ReLU>()},
     {"GELU", kImages, making<GELU>()},
     {"GELUTanh", kImages, making<GELU>(GeluForm::kTanh)},
     {"Tanh", kImages, making<Tanh>()},
     {"Sigmoid", {3, 1001}, making<Sigmoid>()},
     {"MaxPool2d", kImages, making<MaxPool2d>()},
-    {"MaxPool2dOverlapping", kImages, making<MaxPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
-    {"AvgPool2d", kImages, making<AvgPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
+    {"MaxPool2dOverlapping", kImages, making<MaxPool2d>(kOverlapping)},
+    {"AvgPool2d", kImages, making<AvgPool2d>(kOverlapping)},
     {"GlobalAvgPool", kImages, making<GlobalAvgPool>()},
+    {"MaxPool2dCudnn", kImages, making_by_cudnn<MaxPool2d>()},
+    {"MaxPool2dOverlappingCudnn", kImages, making_by_cudnn<MaxPool2d>(kOverlapping)},
+    {"AvgPool2dCudnn", kImages, making_by_cudnn<AvgPool2d>(kOverlapping)},
+    {"GlobalAvgPoolCudnn", kImages, making_by_cudnn<GlobalAvgPool>()},
+    {"MaxPool2dOddCudnn", kOddImages, making_by_cudnn<MaxPool2d>()},
     {"Flatten", kImages, making<Flatten>()},
     {"Dropout", kImages, making<Dropout>(0.3)},
     {"Residual", kImages, make_residual},
@@ -95,7 +105,7 @@ const Case kCases[] = {
     {"LinearRelu", {33, 70}, making<Linear>(70, 19, LinearOptions{.activation = Activation::kRelu})},
     {"BatchNorm2dOdd", kOddImages, making<BatchNorm2d>(6)},
     {"MaxPool2dOdd", kOddImages, making<MaxPool2d>()},
-    {"AvgPool2dOdd", kOddImages, making<AvgPool2d>(PoolOptions{.kernel = 3, .stride = 2, .padding = 1})},
+    {"AvgPool2dOdd", kOddImages, making<AvgPool2d>(kOverlapping)},
     {"GlobalAvgPoolOdd", kOddImages, making<GlobalAvgPool>()},
     {"DropoutOdd", {3, 77}, making<Dropout>(0.3)},
     {"ConcatOdd", kImages, [] { return make_concat(3, 8); }},

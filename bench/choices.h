@@ -1,4 +1,4 @@
-// In which precision the benchmarks multiply.
+// What the benchmarks let the environment choose.
 #pragma once
 
 #include <cstdlib>
@@ -11,6 +11,12 @@ namespace pipeoptim::bench {
 inline MatrixPrecision precision() {
   const char* variable = std::getenv("PIPEOPTIM_BENCH_PRECISION");
   return matrix_precision(variable ? variable : "fp32");
+}
+
+// PIPEOPTIM_BENCH_ROW_KERNELS: own (default) or cudnn.
+inline RowKernels row_kernels() {
+  const char* variable = std::getenv("PIPEOPTIM_BENCH_ROW_KERNELS");
+  return pipeoptim::row_kernels(variable ? variable : "own");
 }
 
 }  // namespace pipeoptim::bench
