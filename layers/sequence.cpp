@@ -71,6 +71,8 @@ Sequence::Sequence(std::vector<NamedLayer> layers, BackwardSplit split) : split_
     share.random_layer += static_cast<std::uint64_t>(named.layer->random_layers());
     children_.push_back({std::move(named.name), std::move(named.layer), {}});
   }
+  const auto trained = [](const Share& of) { return of.parameters > 0; };
+  first_trained_ = static_cast<std::size_t>(std::ranges::find_if(shares_, trained) - shares_.begin());
 }
 
 std::string Sequence::describe() const {
@@ -291,6 +293,12 @@ Tensor Sequence::gradient(const Boundary& boundary, const BackwardContext& conte
   throw std::logic_error("a gradient without a home");
 }
 
+// Where nobody wants the gradient of the input, those in front of the first child with parameters are of no
+// use, either.
+std::size_t Sequence::last_in_backward(const BackwardContext& context) const {
+  return context.input_gradient.there() ? 0 : first_trained_;
+}
+
 BackwardContext Sequence::child_context(std::size_t i, const BackwardContext& context) const {
   const Share& share = shares_[i];
   const LayerPlan& plan = children_[i].plan;
@@ -299,6 +307,7 @@ BackwardContext Sequence::child_context(std::size_t i, const BackwardContext& co
     if (!needed) return ConstTensor(nullptr, boundaries_[boundary].shape);
     return ConstTensor(value(boundaries_[boundary], input, output, context.stash, context.workspace));
   };
+  const bool wanted = i > last_in_backward(context) || context.input_gradient.there();
   RandomKey random = context.random;
   random.layer += share.random_layer;
   const WeightGradients gradients{slice(context.gradients.pointers, share.first_parameter, share.parameters),
@@ -309,21 +318,23 @@ BackwardContext Sequence::child_context(std::size_t i, const BackwardContext& co
           .input = at(i, needs_input(plan.needs)),
           .output = at(i + 1, needs_output(plan.needs)),
           .output_gradient = gradient(boundaries_[i + 1], context),
-          .input_gradient = gradient(boundaries_[i], context),
+          .input_gradient =
+              wanted ? gradient(boundaries_[i], context) : Tensor{nullptr, boundaries_[i].shape, nullptr},
           .stash = context.stash + share.stash_offset,
           .workspace = context.workspace + child_workspace_,
           .random = random};
 }
 
 void Sequence::backward(const BackwardContext& context) const {
-  for (std::size_t i = children_.size(); i-- > 0;) children_[i].layer->backward(child_context(i, context));
+  for (std::size_t i = children_.size(); i-- > last_in_backward(context);)
+    children_[i].layer->backward(child_context(i, context));
 }
 
 void Sequence::backward_input(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) {
     throw std::logic_error("a joined sequence keeps no gradients between its layers: call backward()");
   }
-  for (std::size_t i = children_.size(); i-- > 0;)
+  for (std::size_t i = children_.size(); i-- > last_in_backward(context);)
     children_[i].layer->backward_input(child_context(i, context));
 }
 
@@ -331,7 +342,7 @@ void Sequence::backward_weights(const BackwardContext& context) const {
   if (split_ == BackwardSplit::kJoined) {
     throw std::logic_error("a joined sequence keeps no gradients between its layers: call backward()");
   }
-  for (std::size_t i = children_.size(); i-- > 0;)
+  for (std::size_t i = children_.size(); i-- > last_in_backward(context);)
     children_[i].layer->backward_weights(child_context(i, context));
 }
 

@@ -75,6 +75,7 @@ class Sequence final : public Layer {
   static Tensor value(const Boundary& boundary, const Tensor& input, const Tensor& output, std::byte* stash,
                       std::byte* workspace);
   static Tensor gradient(const Boundary& boundary, const BackwardContext& context);
+  std::size_t last_in_backward(const BackwardContext& context) const;
   BackwardContext child_context(std::size_t child, const BackwardContext& context) const;
 
   std::vector<Child> children_;
@@ -83,6 +84,7 @@ class Sequence final : public Layer {
   ElementTypes types_;
   std::vector<Boundary> boundaries_;
   std::vector<Share> shares_;
+  std::size_t first_trained_ = 0;    // the first child with parameters
   std::size_t child_workspace_ = 0;  // offset of the children's common workspace
 };
 

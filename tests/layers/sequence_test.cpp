@@ -65,6 +65,11 @@ std::vector<std::pair<Shape, std::vector<NamedLayer> (*)()>> networks() {
          return chain(std::make_unique<AvgPool2d>(PoolOptions{3, 1, 1}), std::make_unique<MaxPool2d>(),
                       drop(), std::make_unique<AvgPool2d>(), std::make_unique<Flatten>(), drop());
        }},
+      {Shape{2, 4, 4, 3},  // backward may end at the third layer
+       [] {
+         return chain(drop(), std::make_unique<Flatten>(), std::make_unique<Linear>(48, 7), relu(),
+                      std::make_unique<Linear>(7, 5));
+       }},
       {Shape{2, 6, 6, 4},
        [] {
          return chain(
@@ -208,6 +213,50 @@ TEST(Sequence, MatchesDifferences) {
                                        FinalActivation::kNone),
             std::make_unique<Concat>(std::move(branches)), std::make_unique<GlobalAvgPool>()));
   EXPECT_LT(test::gradient_error(composites, test::random_values(48, 2, 0.5F)), tolerance::kFiniteDifference);
+}
+
+// Counts its backwards, and those that are asked for an input gradient.
+struct Backwards {
+  int calls = 0, with_input_gradient = 0;
+};
+class CountingLinear final : public Layer {
+ public:
+  CountingLinear(std::int64_t in, std::int64_t out, Backwards& counted)
+      : linear_(in, out), counted_(counted) {}
+  std::string describe() const override { return linear_.describe(); }
+  std::vector<Parameter> parameters() const override { return linear_.parameters(); }
+  LayerPlan plan(Device device, int threads, const Shape& input) override {
+    return linear_.plan(device, threads, input);
+  }
+  void forward(const ForwardContext& context) const override { linear_.forward(context); }
+  void backward_input(const BackwardContext& context) const override {
+    ++counted_.calls;
+    if (context.input_gradient.there()) ++counted_.with_input_gradient;
+    linear_.backward_input(context);
+  }
+  void backward_weights(const BackwardContext& context) const override { linear_.backward_weights(context); }
+
+ private:
+  Linear linear_;
+  Backwards& counted_;
+};
+
+TEST(Sequence, MakesNoGradientThatNobodyWants) {
+  Backwards first, second;
+  auto sequence =
+      planned<Sequence>(Shape{2, 3, 3, 2}, {},
+                        chain(std::make_unique<Flatten>(), std::make_unique<CountingLinear>(18, 6, first),
+                              std::make_unique<CountingLinear>(6, 3, second)));
+  const auto dy = test::random_values(6, 1);
+  sequence.wants_input_gradient = false;
+  sequence.forward(test::random_values(36, 2));
+  sequence.backward(dy);
+  EXPECT_EQ(first.calls, 1);
+  EXPECT_EQ(first.with_input_gradient, 0);
+  EXPECT_EQ(second.with_input_gradient, 1);
+  sequence.wants_input_gradient = true;
+  sequence.backward(dy);
+  EXPECT_EQ(first.with_input_gradient, 1);
 }
 
 TEST(Sequence, PrefixesTheNamesOfItsLayers) {
