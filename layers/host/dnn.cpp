@@ -2,7 +2,7 @@
 // directions (on AVX2 within 5 to 20 % of its own blocked formats, which would cost a reorder of every
 // activation). Weights are reordered from the arena's [out, kh, kw, in/groups] in every call: they change
 // with every update, and are small beside the activations. Factors of bf16 that are given in fp32 are rounded
-// into the workspace first. Weight gradients in bf16 of narrow layers are our own (weight_gradient.h), and
+// into the workspace first. Weight gradients in bf16 are our own (weight_gradient.h) where they can be, and
 // images that are smaller than the kernel are multiplied by a dense matrix.
 #include <algorithm>
 #include <array>
@@ -86,14 +86,14 @@ class HostConvolution final : public ConvolutionPlan {
     const auto hint = describe_forward(engine, forward.asked, forward.geometry);
     make_forward(engine, forward, hint);
     make_backward_data(engine, Layouts(spec, {input, factor, factor}), hint);
-    if (NarrowWeightGradient::handles(threads, spec)) {
-      narrow_.emplace(threads, spec);
+    if (PairedWeightGradient::handles(threads, spec)) {
+      paired_.emplace(threads, spec);
     } else {
       make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);
     }
     behind_ =
         workspace_.reserve(std::max({forward_->workspace_bytes(), data_->workspace_bytes(),
-                                     narrow_ ? narrow_->workspace_bytes() : weights_->workspace_bytes()}));
+                                     paired_ ? paired_->workspace_bytes() : weights_->workspace_bytes()}));
   }
 
   std::size_t workspace_bytes() const override { return workspace_.bytes(); }
@@ -126,8 +126,8 @@ class HostConvolution final : public ConvolutionPlan {
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
     const void* const input = factors_.input(stream, operands.input, workspace);
-    if (narrow_) {
-      return narrow_->run(stream, static_cast<const Bf16*>(input), static_cast<const Bf16*>(gradient),
+    if (paired_) {
+      return paired_->run(stream, static_cast<const Bf16*>(input), static_cast<const Bf16*>(gradient),
                           operands.weight_gradient, operands.mode, workspace + behind_);
     }
     execute(stream, *weights_, {input, gradient, operands.weight_gradient}, workspace, operands.mode);
@@ -180,7 +180,7 @@ class HostConvolution final : public ConvolutionPlan {
   std::size_t behind_ = 0;  // offset of the primitives' memory
   // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
   mutable std::optional<StagedPrimitive> forward_, data_, weights_;
-  std::optional<NarrowWeightGradient> narrow_;  // in place of weights_
+  std::optional<PairedWeightGradient> paired_;  // in place of weights_
 };
 
 }  // namespace

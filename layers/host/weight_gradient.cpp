@@ -10,205 +10,230 @@ namespace pipeoptim::host {
 namespace {
 
 constexpr std::int64_t kKernel = 3;   // columns and rows of the kernel
-constexpr std::int64_t kInputs = 16;  // input channels of a block: the lanes of a vector
-constexpr std::int64_t kOutputs = 8;  // output channels of a block: with 3 columns, sums in 24 registers
-constexpr std::int64_t kBlockSums = kOutputs * kKernel * kInputs;   // of one row of the kernel
-constexpr std::int64_t kMostWeights = 64 * 64 * kKernel * kKernel;  // above, oneDNN is as fast
-constexpr std::int64_t kMostDwords = 131072;                        // of a packed record: half a MiB
+constexpr std::int64_t kBlock = 16;   // channels of a block: the lanes of a vector
+constexpr std::int64_t kOutputs = 8;  // of a tile: with 3 columns, sums in 24 registers
+constexpr std::int64_t kNarrowWeights = 64 * 64 * kKernel * kKernel;
+// Pixels times pairs that are packed together: a block of each factor takes a quarter of a MiB. Larger images
+// are taken pair by pair.
+constexpr std::int64_t kPixels = 2048;
+constexpr std::int64_t kMostPixels = 2 * kPixels;
+
+std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Of floats or dwords.
 std::size_t bytes_of(std::int64_t values) { return align_up(static_cast<std::size_t>(values) * 4); }
 
 }  // namespace
 
+std::int64_t PairedWeightGradient::Image::blocks() const { return channels / kBlock; }
+
+PairedWeightGradient::Extents::Extents(const ConvolutionSpec& spec) {
+  const Shape out = convolution_output(spec);
+  records = spec.input[0], stride = spec.stride, padding = spec.padding;
+  input = {spec.input[1], spec.input[2], spec.input[3]};
+  output = {out[1], out[2], out[3]};
+  weights = convolution_weights(spec);
+}
+
+PairedWeightGradient::Division PairedWeightGradient::division(const Extents& e) {
+  return e.weights <= kNarrowWeights ? Division::kRecords : Division::kChannels;
+}
+
+// Whether each thread has work, and the last one not much less than the others.
+bool PairedWeightGradient::divides(int threads, const Extents& e) {
+  if (division(e) == Division::kRecords) return e.records >= threads;
+  const std::int64_t blocks = e.output.blocks(), most = quotient_up(blocks, threads);
+  return 5 * blocks >= 4 * most * threads;
+}
+
 #if defined(__x86_64__)
 
-bool NarrowWeightGradient::handles(int threads, const ConvolutionSpec& spec) {
-  const bool fits = spec.precision == MatrixPrecision::kBf16 && spec.kernel == kKernel &&
-                    spec.dilation == 1 && spec.groups == 1 && spec.input[3] % kInputs == 0 &&
-                    spec.out_channels % kOutputs == 0 && convolution_weights(spec) <= kMostWeights;
-  if (!fits || spec.input[0] < threads || !multiplies_bf16_pairs()) return false;
+bool PairedWeightGradient::handles(int threads, const ConvolutionSpec& spec) {
+  const bool fits = spec.precision == MatrixPrecision::kBf16 && spec.kernel == kKernel && spec.padding <= 1 &&
+                    spec.dilation == 1 && spec.groups == 1 && spec.input[3] % kBlock == 0 &&
+                    spec.out_channels % kBlock == 0;
+  if (!fits || !multiplies_bf16_pairs()) return false;
   const Extents extents(spec);
-  return extents.input + extents.gradient <= kMostDwords;
+  return extents.input.pixels() <= kMostPixels && divides(threads, extents);
 }
 
-// 8 values as dwords; null stands for zeros.
-PO_BF16_PAIRS static inline __m256i widened8(const Bf16* values) {
-  if (values == nullptr) return _mm256_setzero_si256();
-  return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
-}
-
-// [row][block][pair]: the input that the columns 0, 1 and 2 of the kernel meet. With stride 1 column 2 meets
-// what column 0 meets at the next pair.
-PO_BF16_PAIRS void NarrowWeightGradient::pack_input(const Extents& e, const Bf16* record,
-                                                    std::uint32_t* packed) {
-  for (std::int64_t r = 0; r < e.rows; ++r) {
-    const Bf16* const row = record + r * e.columns * e.channels;
-    for (std::int64_t block = 0; block < e.input_blocks; ++block) {
-      const auto pixel = [&](std::int64_t column) {
-        const bool inside = column >= 0 && column < e.columns;
-        return inside ? row + column * e.channels + block * kInputs : nullptr;
-      };
-      for (std::int64_t v = 0; v < e.row; ++v, packed += kInputs) {
-        const std::int64_t first = v / e.step * 2 * e.stride + v % e.step - e.padding;
-        const __m512i second = _mm512_slli_epi32(widened(pixel(first + e.stride)), 16);
-        _mm512_store_si512(packed, _mm512_or_si512(widened(pixel(first)), second));
+// The last of an odd number of records is paired with zeros.
+PO_BF16_PAIRS void PairedWeightGradient::pack(const Image& image, const Range& blocks, const Bf16* first,
+                                              std::int64_t records, std::uint32_t* packed) {
+  const std::int64_t pairs = (records + 1) / 2, block_dwords = image.pixels() * pairs * kBlock;
+  for (std::int64_t pixel = 0; pixel < image.pixels(); ++pixel) {
+    for (std::int64_t pair = 0; pair < pairs; ++pair, packed += kBlock) {
+      const Bf16* const values = first + 2 * pair * image.record() + pixel * image.channels;
+      const Bf16* const others = 2 * pair + 1 < records ? values + image.record() : nullptr;
+      for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
+        const std::int64_t channel = block * kBlock;
+        const __m512i upper =
+            others == nullptr ? _mm512_setzero_si512() : _mm512_slli_epi32(widened(others, channel), 16);
+        _mm512_store_si512(packed + (block - blocks.begin) * block_dwords,
+                           _mm512_or_si512(widened(values, channel), upper));
       }
     }
   }
 }
 
-// [row][block][pair], 8 dwords each.
-PO_BF16_PAIRS void NarrowWeightGradient::pack_gradient(const Extents& e, const Bf16* record,
-                                                       std::uint32_t* packed) {
-  for (std::int64_t r = 0; r < e.out_rows; ++r) {
-    const Bf16* const row = record + r * e.out_columns * e.out_channels;
-    for (std::int64_t block = 0; block < e.output_blocks; ++block) {
-      const Bf16* pixel = row + block * kOutputs;
-      for (std::int64_t pair = 0; pair < e.pairs; ++pair, pixel += 2 * e.out_channels, packed += kOutputs) {
-        const Bf16* const second = 2 * pair + 1 < e.out_columns ? pixel + e.out_channels : nullptr;
-        const __m256i pairs = _mm256_or_si256(widened8(pixel), _mm256_slli_epi32(widened8(second), 16));
-        _mm256_store_si256(reinterpret_cast<__m256i*>(packed), pairs);
-      }
+namespace {
+
+using TileSums = __m512[kOutputs][kKernel];
+
+// Adds the products of one output pixel with the input pixels that the columns kFirst to kLast of the kernel
+// meet. `x` is what column 0 meets, which may lie outside.
+template <int kFirst, int kLast>
+PO_BF16_PAIRS [[gnu::always_inline]] inline void add_pixel(TileSums& all, const std::uint32_t* input,
+                                                           std::int64_t x, const std::uint32_t* dy,
+                                                           std::int64_t pairs) {
+  const std::uint32_t* const from = input + (x + kFirst) * pairs * kBlock;
+  for (std::int64_t at = 0; at < pairs * kBlock; at += kBlock) {
+    __m512bh met[kKernel];
+#pragma GCC unroll 3
+    for (int k = kFirst; k <= kLast; ++k) {
+      met[k] = (__m512bh)_mm512_load_si512(from + (k - kFirst) * pairs * kBlock + at);
+    }
+#pragma GCC unroll 8
+    for (int o = 0; o < kOutputs; ++o) {
+      const __m512bh gradient = (__m512bh)_mm512_set1_epi32(static_cast<int>(dy[at + o]));
+#pragma GCC unroll 3
+      for (int k = kFirst; k <= kLast; ++k) all[o][k] = _mm512_dpbf16_ps(all[o][k], met[k], gradient);
     }
   }
 }
 
-// Adds one row of the kernel between a block of input and one of output channels, of all packed records. Its
-// sums stay in registers: for a pair 3 loads of the input, 8 of the gradient and 24 products.
-PO_BF16_PAIRS void NarrowWeightGradient::multiply(const Extents& e, const Part& part, std::int64_t records,
-                                                  std::int64_t output_block, std::int64_t input_block,
-                                                  std::int64_t kernel_row) {
-  float* const sums =
-      part.sums + ((output_block * e.input_blocks + input_block) * kKernel + kernel_row) * kBlockSums;
-  __m512 all[kOutputs][kKernel];
+}  // namespace
+
+// Adds one row of the kernel between a block of input and half a block of output channels, from `output` on.
+PO_BF16_PAIRS void PairedWeightGradient::multiply(const Extents& e, const Packed& packed, float* sums,
+                                                  std::int64_t kernel_row, std::int64_t output) {
+  const std::int64_t in = e.input.channels, out_step = kKernel * kKernel * in, pairs = packed.pairs;
+  TileSums all;
 #pragma GCC unroll 8
   for (int o = 0; o < kOutputs; ++o) {
 #pragma GCC unroll 3
-    for (int k = 0; k < kKernel; ++k) all[o][k] = _mm512_load_ps(sums + (o * kKernel + k) * kInputs);
+    for (int k = 0; k < kKernel; ++k) all[o][k] = _mm512_loadu_ps(sums + o * out_step + k * in);
   }
-  for (std::int64_t record = 0; record < records; ++record) {
-    for (std::int64_t r = 0; r < e.out_rows; ++r) {
-      const std::int64_t from = r * e.stride + kernel_row - e.padding;
-      if (from < 0 || from >= e.rows) continue;
-      const std::uint32_t* x =
-          part.input + record * e.input + (from * e.input_blocks + input_block) * e.row * kInputs;
-      const std::uint32_t* dy =
-          part.gradient + record * e.gradient + (r * e.output_blocks + output_block) * e.pairs * kOutputs;
-      for (std::int64_t pair = 0; pair < e.pairs; ++pair, x += e.step * kInputs, dy += kOutputs) {
-        __m512bh met[kKernel];
-#pragma GCC unroll 3
-        for (int k = 0; k < kKernel; ++k) met[k] = (__m512bh)_mm512_load_si512(x + k * kInputs);
-#pragma GCC unroll 8
-        for (int o = 0; o < kOutputs; ++o) {
-          const __m512bh gradient = (__m512bh)_mm512_set1_epi32(static_cast<int>(dy[o]));
-#pragma GCC unroll 3
-          for (int k = 0; k < kKernel; ++k) all[o][k] = _mm512_dpbf16_ps(all[o][k], met[k], gradient);
-        }
+  for (std::int64_t r = 0; r < e.output.rows; ++r) {
+    const std::int64_t row = r * e.stride + kernel_row - e.padding;
+    if (row < 0 || row >= e.input.rows) continue;
+    for (std::int64_t c = 0; c < e.output.columns; ++c) {
+      const std::uint32_t* const dy = packed.gradient + (r * e.output.columns + c) * pairs * kBlock + output;
+      const std::int64_t column = c * e.stride - e.padding, x = row * e.input.columns + column;
+      const bool left = column >= 0, right = column + kKernel <= e.input.columns;
+      if (left && right) {
+        add_pixel<0, 2>(all, packed.input, x, dy, pairs);
+      } else if (left) {
+        add_pixel<0, 1>(all, packed.input, x, dy, pairs);
+      } else if (right) {
+        add_pixel<1, 2>(all, packed.input, x, dy, pairs);
+      } else {
+        add_pixel<1, 1>(all, packed.input, x, dy, pairs);
       }
     }
   }
 #pragma GCC unroll 8
   for (int o = 0; o < kOutputs; ++o) {
 #pragma GCC unroll 3
-    for (int k = 0; k < kKernel; ++k) _mm512_store_ps(sums + (o * kKernel + k) * kInputs, all[o][k]);
+    for (int k = 0; k < kKernel; ++k) _mm512_storeu_ps(sums + o * out_step + k * in, all[o][k]);
   }
 }
 
 #else
 
-bool NarrowWeightGradient::handles(int, const ConvolutionSpec&) { return false; }
-void NarrowWeightGradient::pack_input(const Extents&, const Bf16*, std::uint32_t*) {}
-void NarrowWeightGradient::pack_gradient(const Extents&, const Bf16*, std::uint32_t*) {}
-void NarrowWeightGradient::multiply(const Extents&, const Part&, std::int64_t, std::int64_t, std::int64_t,
-                                    std::int64_t) {}
+bool PairedWeightGradient::handles(int, const ConvolutionSpec&) { return false; }
+void PairedWeightGradient::pack(const Image&, const Range&, const Bf16*, std::int64_t, std::uint32_t*) {}
+void PairedWeightGradient::multiply(const Extents&, const Packed&, float*, std::int64_t, std::int64_t) {}
 
 #endif
 
-NarrowWeightGradient::Extents::Extents(const ConvolutionSpec& spec) {
-  const Shape out = convolution_output(spec);
-  records = spec.input[0], rows = spec.input[1], columns = spec.input[2], channels = spec.input[3];
-  out_rows = out[1], out_columns = out[2], out_channels = out[3];
-  stride = spec.stride, padding = spec.padding;
-  pairs = (out_columns + 1) / 2;
-  step = stride == 1 ? 2 : kKernel;
-  row = pairs * step + (stride == 1 ? 1 : 0);
-  input_blocks = channels / kInputs;
-  output_blocks = out_channels / kOutputs;
-  input = rows * input_blocks * row * kInputs;
-  gradient = out_rows * output_blocks * pairs * kOutputs;
-  sums = output_blocks * input_blocks * kKernel * kBlockSums;
-  // Small records together: sums are loaded less often.
-  constexpr std::int64_t kPackedDwords = 32768;
-  group = std::clamp<std::int64_t>(kPackedDwords / (input + gradient), 1, 8);
-}
-
-NarrowWeightGradient::NarrowWeightGradient(int threads, const ConvolutionSpec& spec)
-    : threads_(threads), extents_(spec) {
+PairedWeightGradient::PairedWeightGradient(int threads, const ConvolutionSpec& spec)
+    : threads_(threads), extents_(spec), division_(division(extents_)) {
   if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for this weight gradient");
   const Extents& e = extents_;
-  part_bytes_ = bytes_of(e.sums) + bytes_of(e.group * e.input) + bytes_of(e.group * e.gradient);
-  workspace_bytes_ = part_bytes_ * static_cast<std::size_t>(threads);
+  const bool by_records = division_ == Division::kRecords;
+  const std::int64_t records = by_records ? quotient_up(e.records, threads) : e.records;
+  const std::int64_t out_blocks = by_records ? e.output.blocks() : quotient_up(e.output.blocks(), threads);
+  const std::int64_t pixels = std::max(e.input.pixels(), e.output.pixels());
+  pairs_ = std::clamp<std::int64_t>(kPixels / pixels, 1, quotient_up(records, 2));
+  sums_bytes_ = bytes_of((by_records ? threads : 1) * e.weights);
+  input_bytes_ = bytes_of(e.input.blocks() * e.input.pixels() * pairs_ * kBlock);
+  part_bytes_ = input_bytes_ + bytes_of(out_blocks * e.output.pixels() * pairs_ * kBlock);
+  workspace_bytes_ = sums_bytes_ + part_bytes_ * static_cast<std::size_t>(threads);
 }
 
-NarrowWeightGradient::Part NarrowWeightGradient::part(std::byte* workspace, int thread) const {
-  std::byte* const begin = workspace + part_bytes_ * static_cast<std::size_t>(thread);
-  std::byte* const input = begin + bytes_of(extents_.sums);
-  std::byte* const gradient = input + bytes_of(extents_.group * extents_.input);
-  return {reinterpret_cast<float*>(begin), reinterpret_cast<std::uint32_t*>(input),
-          reinterpret_cast<std::uint32_t*>(gradient)};
-}
-
-void NarrowWeightGradient::sum_records(const Bf16* input, const Bf16* output_gradient, const Part& part,
-                                       std::int64_t begin, std::int64_t end) const {
+PairedWeightGradient::Part PairedWeightGradient::part(float* sums, std::byte* workspace, int thread) const {
   const Extents& e = extents_;
-  std::fill_n(part.sums, e.sums, 0.0F);
-  for (std::int64_t first = begin; first < end; first += e.group) {
-    const std::int64_t records = std::min(e.group, end - first);
-    for (std::int64_t i = 0; i < records; ++i) {
-      pack_input(e, input + (first + i) * e.rows * e.columns * e.channels, part.input + i * e.input);
-      pack_gradient(e, output_gradient + (first + i) * e.out_rows * e.out_columns * e.out_channels,
-                    part.gradient + i * e.gradient);
-    }
-    for (std::int64_t i = 0; i < e.input_blocks; ++i) {
-      for (std::int64_t o = 0; o < e.output_blocks; ++o) {
-        for (std::int64_t row = 0; row < kKernel; ++row) multiply(e, part, records, o, i, row);
+  const auto share = [&](std::int64_t count) {
+    return Range{count * thread / threads_, count * (thread + 1) / threads_};
+  };
+  std::byte* const input = workspace + sums_bytes_ + part_bytes_ * static_cast<std::size_t>(thread);
+  Part part{{0, e.records},
+            {0, e.output.blocks()},
+            sums,
+            reinterpret_cast<std::uint32_t*>(input),
+            reinterpret_cast<std::uint32_t*>(input + input_bytes_)};
+  if (division_ == Division::kRecords) {
+    part.records = share(e.records);
+    part.sums += thread * e.weights;
+  } else {
+    part.output_blocks = share(e.output.blocks());
+  }
+  return part;
+}
+
+void PairedWeightGradient::sum(const Part& part, const Bf16* input, const Bf16* output_gradient) const {
+  const Extents& e = extents_;
+  const std::int64_t block_weights = kBlock * kKernel * kKernel * e.input.channels;
+  std::fill(part.sums + part.output_blocks.begin * block_weights,
+            part.sums + part.output_blocks.end * block_weights, 0.0F);
+  for (std::int64_t first = part.records.begin; first < part.records.end; first += 2 * pairs_) {
+    const std::int64_t records = std::min(2 * pairs_, part.records.end - first);
+    pack(e.input, {0, e.input.blocks()}, input + first * e.input.record(), records, part.input);
+    pack(e.output, part.output_blocks, output_gradient + first * e.output.record(), records, part.gradient);
+    multiply_blocks(part, quotient_up(records, 2));
+  }
+}
+
+// What is packed.
+void PairedWeightGradient::multiply_blocks(const Part& part, std::int64_t pairs) const {
+  const Extents& e = extents_;
+  const std::int64_t row_weights = kKernel * e.input.channels, out_weights = kKernel * row_weights;
+  for (std::int64_t i = 0; i < e.input.blocks(); ++i) {
+    const std::uint32_t *const x = part.input + i * e.input.pixels() * pairs * kBlock, *dy = part.gradient;
+    for (std::int64_t o = part.output_blocks.begin; o < part.output_blocks.end; ++o) {
+      float* const sums = part.sums + o * kBlock * out_weights + i * kBlock;
+      for (std::int64_t row = 0; row < kKernel; ++row) {
+        for (std::int64_t output = 0; output < kBlock; output += kOutputs) {
+          multiply(e, {x, dy, pairs}, sums + output * out_weights + row * row_weights, row, output);
+        }
       }
+      dy += e.output.pixels() * pairs * kBlock;
     }
   }
 }
 
-// The threads' sums of one output channel, to where the weights lie: [out, kh, kw, in].
-void NarrowWeightGradient::store(std::byte* workspace, std::int64_t channel, float* weight_gradient,
-                                 GradientMode mode) const {
-  const Extents& e = extents_;
-  float* to = weight_gradient + channel * kKernel * kKernel * e.channels;
-  for (std::int64_t tap = 0; tap < kKernel * kKernel; ++tap) {
-    for (std::int64_t block = 0; block < e.input_blocks; ++block, to += kInputs) {
-      const std::int64_t row = (channel / kOutputs * e.input_blocks + block) * kKernel + tap / kKernel;
-      const std::int64_t at = row * kBlockSums + (channel % kOutputs * kKernel + tap % kKernel) * kInputs;
-      for (std::int64_t i = 0; i < kInputs; ++i) {
-        float sum = 0;
-        for (int thread = 0; thread < threads_; ++thread) sum += part(workspace, thread).sums[at + i];
-        to[i] = mode == GradientMode::kAdd ? to[i] + sum : sum;
-      }
-    }
+void PairedWeightGradient::add_threads(const float* sums, float* weight_gradient, GradientMode mode) const {
+  const std::int64_t weights = extents_.weights;
+  const int parts = division_ == Division::kRecords ? threads_ : 1;
+#pragma omp parallel for simd num_threads(threads_) schedule(static)
+  for (std::int64_t i = 0; i < weights; ++i) {
+    float sum = 0;
+    for (int thread = 0; thread < parts; ++thread) sum += sums[thread * weights + i];
+    weight_gradient[i] = mode == GradientMode::kAdd ? weight_gradient[i] + sum : sum;
   }
 }
 
-void NarrowWeightGradient::run(Stream& stream, const Bf16* input, const Bf16* output_gradient,
+void PairedWeightGradient::run(Stream& stream, const Bf16* input, const Bf16* output_gradient,
                                float* weight_gradient, GradientMode mode, std::byte* workspace) const {
   stream.submit([this, input, output_gradient, weight_gradient, mode, workspace] {
-    const std::int64_t records = extents_.records, channels = extents_.out_channels;
+    const bool in_place = division_ == Division::kChannels && mode == GradientMode::kStore;
+    float* const sums = in_place ? weight_gradient : reinterpret_cast<float*>(workspace);
 #pragma omp parallel for num_threads(threads_) schedule(static, 1)
     for (int thread = 0; thread < threads_; ++thread) {
-      sum_records(input, output_gradient, part(workspace, thread), records * thread / threads_,
-                  records * (thread + 1) / threads_);
+      sum(part(sums, workspace, thread), input, output_gradient);
     }
-#pragma omp parallel for num_threads(threads_) schedule(static)
-    for (std::int64_t channel = 0; channel < channels; ++channel) {
-      store(workspace, channel, weight_gradient, mode);
-    }
+    if (!in_place) add_threads(sums, weight_gradient, mode);
   });
 }
 
