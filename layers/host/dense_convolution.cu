@@ -1,9 +1,12 @@
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/launch.h"
 #include "layers/host/dense_convolution.h"
+#include "layers/host/weight_gradient.h"
 #include "layers/rounding.h"
 #include "layers/tiles.h"
 #include "layers/typed.h"
@@ -121,8 +124,13 @@ class DenseConvolution final : public ConvolutionPlan {
                             .bias = spec.bias ? Bias::kYes : Bias::kNo,
                             .precision = spec.precision,
                             .types = spec.types});
+    constexpr ElementTypes kRounded{ElementType::kBf16, ElementType::kBf16};
+    if (spec.types == kRounded && PairedWeightGradient::handles(threads, spec)) {
+      gradient_.emplace(threads, spec);
+    }
     ArenaPlan workspace;
-    workspace.reserve(product_->workspace_bytes());
+    workspace.reserve(
+        std::max(product_->workspace_bytes(), gradient_ ? gradient_->workspace_bytes() : std::size_t{0}));
     const auto weights = static_cast<std::size_t>(m.dense_weights());
     // One direction at a time: the gradient lies where the weights do.
     dense_ = workspace.reserve(weights * sizeof(float));
@@ -158,6 +166,10 @@ class DenseConvolution final : public ConvolutionPlan {
 
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
                         std::byte* workspace) const override {
+    if (gradient_) {
+      return gradient_->run(stream, operands.input.rounded, operands.output_gradient.rounded,
+                            operands.weight_gradient, operands.mode, workspace);
+    }
     auto* const dense = reinterpret_cast<float*>(workspace + dense_);
     product_->backward_weights(stream,
                                {.input = operands.input,
@@ -199,6 +211,8 @@ class DenseConvolution final : public ConvolutionPlan {
   Meetings meetings_;
   bool bias_, rounds_;
   std::unique_ptr<LinearPlan> product_;
+  // Makes no more products, and needs no gradient of the matrix.
+  std::optional<PairedWeightGradient> gradient_;
   std::size_t dense_ = 0, dense_bias_ = 0, workspace_bytes_ = 0;  // offsets in bytes
 };
 
