@@ -11,6 +11,16 @@
 namespace pipeoptim {
 namespace {
 
+enum class Pass { kForward, kBackward };
+
+// Of pixels. Lines are shorter than 2^31.
+struct Span {
+  std::int32_t begin, end;
+};
+struct Area {
+  Span rows, columns;
+};
+
 // Extents of a window pass; a "row" of the launches is one line of pixels with all their channels.
 struct Windows {
   std::int64_t height, width, channels, out_height, out_width;
@@ -20,12 +30,15 @@ struct Windows {
   struct Pixel {
     std::int64_t record, y, x, index;  // index: among all pixels of the tensor
   };
-  // Calls body.tile<kWidth>(pixel, first channel) for each pixel of a line of `across` pixels, `down` lines a
-  // record, and the team's share of its channels.
-  template <typename Body, typename Team>
-  PO_HD void each_tile(std::int64_t line, std::int64_t down, std::int64_t across, const Body& body,
-                       const Team& team) const {
+  // Calls body.tile<kWidth>(pixel, area of the other tensor that it meets, first channel) for each pixel of a
+  // line that the pass writes, and the team's share of its channels.
+  template <Pass kPass, typename Body, typename Team>
+  PO_HD void each_tile(std::int64_t line, const Body& body, const Team& team) const {
+    constexpr bool kForward = kPass == Pass::kForward;
+    const std::int64_t down = kForward ? out_height : height, across = kForward ? out_width : width;
     const std::int64_t record = line / down, y = line % down, first = line * across;
+    const std::int64_t other_height = kForward ? height : out_height;
+    const std::int64_t other_width = kForward ? width : out_width;
 #if defined(__CUDA_ARCH__)
     // The tiles of all pixels, one after the other, so that few channels do not leave members idle.
     const auto share = [&]<int kWidth>() PO_INLINED {
@@ -33,35 +46,37 @@ struct Windows {
       PO_UNROLL(1)
       for (int i = team.rank(); i < all; i += team.size()) {
         const int x = i / tiles;
-        body.template tile<kWidth>(Pixel{record, y, x, first + x}, kWidth * (i - x * tiles));
+        body.template tile<kWidth>(Pixel{record, y, x, first + x},
+                                   Area{reach<kPass>(y, other_height), reach<kPass>(x, other_width)},
+                                   kWidth * (i - x * tiles));
       }
     };
     packs ? share.template operator()<4>() : share.template operator()<1>();
 #else
+    const Span rows = reach<kPass>(y, other_height);
     for (std::int64_t x = 0; x < across; ++x) {
+      const Area met{rows, reach<kPass>(x, other_width)};
       for_each_tile(team, channels, packs, [&]<int kWidth>(std::int64_t c) PO_INLINED {
-        body.template tile<kWidth>(Pixel{record, y, x, first + x}, c);
+        body.template tile<kWidth>(Pixel{record, y, x, first + x}, met, c);
       });
     }
 #endif
   }
-  PO_HD static std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
-  PO_HD static std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-  // First and one past the last input position of output position `at`, inside [0, extent).
-  PO_HD std::int64_t begin(std::int64_t at) const { return larger(at * stride - padding, 0); }
-  PO_HD std::int64_t end(std::int64_t at, std::int64_t extent) const {
-    return smaller(at * stride - padding + kernel, extent);
-  }
-  // The output positions whose windows hold input position `at`. Lines are shorter than 2^31, and divisions
-  // of 64 bits take many registers.
-  PO_HD std::int32_t first_window(std::int64_t at) const {
-    const auto from = static_cast<std::int32_t>(at + padding - kernel + 1),
-               step = static_cast<std::int32_t>(stride);
-    return from <= 0 ? 0 : (from + step - 1) / step;
-  }
-  PO_HD std::int32_t last_window(std::int64_t at, std::int64_t out_extent) const {
-    const auto last = static_cast<std::int32_t>(at + padding) / static_cast<std::int32_t>(stride);
-    return last < out_extent ? last : static_cast<std::int32_t>(out_extent) - 1;
+  PO_HD static std::int32_t larger(std::int32_t a, std::int32_t b) { return a > b ? a : b; }
+  PO_HD static std::int32_t smaller(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+  // The positions in the window of output position `at`, inside [0, extent), or the output positions whose
+  // windows hold input position `at`. Divisions of 64 bits would take many registers.
+  template <Pass kPass>
+  PO_HD Span reach(std::int64_t at, std::int64_t extent) const {
+    const auto all = static_cast<std::int32_t>(extent);
+    if constexpr (kPass == Pass::kForward) {
+      const auto from = static_cast<std::int32_t>(at * stride - padding);
+      return {larger(from, 0), smaller(from + static_cast<std::int32_t>(kernel), all)};
+    } else {
+      const auto from = static_cast<std::int32_t>(at + padding - kernel + 1),
+                 last = static_cast<std::int32_t>(at + padding), step = static_cast<std::int32_t>(stride);
+      return {from <= 0 ? 0 : (from + step - 1) / step, smaller(last / step + 1, all)};
+    }
   }
 };
 
@@ -74,21 +89,20 @@ struct MaxForward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile(line, at.out_height, at.out_width, *this, team);
+    at.each_tile<Pass::kForward>(line, *this, team);
   }
   template <int kWidth>
-  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
+  PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const T* plane = x + here.record * at.height * at.width * at.channels + c;
-    const std::int64_t first_y = at.begin(here.y), first_x = at.begin(here.x);
     Pack<kWidth> best;
     Pack<kWidth, std::int32_t> where;
     PO_SIMD
     for (int v = 0; v < kWidth; ++v) {
       best.value[v] = -INFINITY;
-      where.value[v] = static_cast<std::int32_t>(first_y * at.width + first_x);
+      where.value[v] = static_cast<std::int32_t>(met.rows.begin * at.width + met.columns.begin);
     }
-    for (std::int64_t iy = first_y; iy < at.end(here.y, at.height); ++iy) {
-      for (std::int64_t ix = first_x; ix < at.end(here.x, at.width); ++ix) {
+    for (std::int32_t iy = met.rows.begin; iy < met.rows.end; ++iy) {
+      for (std::int32_t ix = met.columns.begin; ix < met.columns.end; ++ix) {
         const auto position = static_cast<std::int32_t>(iy * at.width + ix);
         const auto in = load_tile<kWidth>(plane + position * at.channels);
         PO_SIMD
@@ -116,24 +130,30 @@ struct MaxBackward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile(line, at.height, at.width, *this, team);
+    at.each_tile<Pass::kBackward>(line, *this, team);
   }
   template <int kWidth>
-  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
+  PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const auto position = static_cast<std::int32_t>(here.y * at.width + here.x);
-    Pack<kWidth> sum{};
-    const std::int32_t last_y = at.last_window(here.y, at.out_height);
-    const std::int32_t last_x = at.last_window(here.x, at.out_width);
-    for (std::int32_t oy = at.first_window(here.y); oy <= last_y; ++oy) {
-      for (std::int32_t ox = at.first_window(here.x); ox <= last_x; ++ox) {
-        const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
-        const auto where = load_tile<kWidth>(chosen + from);
-        const auto gradient = load_tile<kWidth>(dy + from);
-        PO_SIMD
-        for (int v = 0; v < kWidth; ++v) {
-          sum.value[v] += where.value[v] == position ? gradient.value[v] : 0.0F;
-        }
+    const auto add_window = [&](std::int32_t oy, std::int32_t ox, Pack<kWidth>& sum) PO_INLINED {
+      const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
+      const auto where = load_tile<kWidth>(chosen + from);
+      const auto gradient = load_tile<kWidth>(dy + from);
+      PO_SIMD
+      for (int v = 0; v < kWidth; ++v) {
+        sum.value[v] += where.value[v] == position ? gradient.value[v] : 0.0F;
       }
+    };
+    Pack<kWidth> sum{};
+#if !defined(__CUDA_ARCH__)
+    // Most often so; without a loop the sum stays in registers.
+    if (met.rows.end - met.rows.begin == 1 && met.columns.end - met.columns.begin == 1) {
+      add_window(met.rows.begin, met.columns.begin, sum);
+      return store_tile(dx + here.index * at.channels + c, sum);
+    }
+#endif
+    for (std::int32_t oy = met.rows.begin; oy < met.rows.end; ++oy) {
+      for (std::int32_t ox = met.columns.begin; ox < met.columns.end; ++ox) add_window(oy, ox, sum);
     }
     store_tile(dx + here.index * at.channels + c, sum);
   }
@@ -141,11 +161,13 @@ struct MaxBackward {
 
 template <int kWidth, typename Values>
 PO_HD void add(Pack<kWidth>& to, const Values& from, float factor) {
+  PO_SIMD
   for (int v = 0; v < kWidth; ++v) to.value[v] += from.value[v] * factor;
 }
 template <int kWidth, typename Values>
 PO_HD Pack<kWidth> scaled(const Values& from, float factor) {
   Pack<kWidth> out;
+  PO_SIMD
   for (int v = 0; v < kWidth; ++v) out.value[v] = from.value[v] * factor;
   return out;
 }
@@ -158,14 +180,14 @@ struct AverageForward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile(line, at.out_height, at.out_width, *this, team);
+    at.each_tile<Pass::kForward>(line, *this, team);
   }
   template <int kWidth>
-  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
+  PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const T* plane = x + here.record * at.height * at.width * at.channels + c;
     Pack<kWidth> sum{};
-    for (std::int64_t iy = at.begin(here.y); iy < at.end(here.y, at.height); ++iy) {
-      for (std::int64_t ix = at.begin(here.x); ix < at.end(here.x, at.width); ++ix) {
+    for (std::int32_t iy = met.rows.begin; iy < met.rows.end; ++iy) {
+      for (std::int32_t ix = met.columns.begin; ix < met.columns.end; ++ix) {
         add<kWidth>(sum, load_tile<kWidth>(plane + (iy * at.width + ix) * at.channels), 1);
       }
     }
@@ -182,16 +204,14 @@ struct AverageBackward {
 
   template <typename Team>
   PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile(line, at.height, at.width, *this, team);
+    at.each_tile<Pass::kBackward>(line, *this, team);
   }
   template <int kWidth>
-  PO_HD void tile(const Windows::Pixel& here, std::int64_t c) const {
+  PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
     Pack<kWidth> sum{};
-    const std::int32_t last_y = at.last_window(here.y, at.out_height);
-    const std::int32_t last_x = at.last_window(here.x, at.out_width);
-    for (std::int32_t oy = at.first_window(here.y); oy <= last_y; ++oy) {
-      for (std::int32_t ox = at.first_window(here.x); ox <= last_x; ++ox) {
+    for (std::int32_t oy = met.rows.begin; oy < met.rows.end; ++oy) {
+      for (std::int32_t ox = met.columns.begin; ox < met.columns.end; ++ox) {
         const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
         add<kWidth>(sum, load_tile<kWidth>(dy + from), share);
       }
