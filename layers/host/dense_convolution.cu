@@ -48,7 +48,8 @@ struct Meetings {
   }
 };
 
-// A row: all input channels of an output pixel and channel, and an input pixel.
+// A row: all input channels of an output channel and pixel, and an input pixel. Rows that follow each other
+// read the same weights.
 template <typename From, typename To>
 struct SpreadWeights {
   Meetings meetings;
@@ -58,13 +59,13 @@ struct SpreadWeights {
   template <typename Team>
   PO_HD void operator()(std::int64_t row, const Team& team) const {
     const Meetings& m = meetings;
-    const std::int64_t in_pixel = row % m.pixels(), output = row / m.pixels();
-    const std::int64_t tap = m.tap(output / m.out, in_pixel);
-    To* const to = dense + row * m.in;
+    const std::int64_t in_pixel = row % m.pixels(), out_pixel = row / m.pixels() % m.out_pixels();
+    const std::int64_t output = row / (m.pixels() * m.out_pixels()), tap = m.tap(out_pixel, in_pixel);
+    To* const to = dense + ((out_pixel * m.out + output) * m.pixels() + in_pixel) * m.in;
     for_each_tile(team, m.in, true, [&]<int kWidth>(std::int64_t c) PO_INLINED {
       Pack<kWidth> values{};
       if (tap >= 0) {
-        const auto tile = load_tile<kWidth>(weights + (output % m.out * m.taps() + tap) * m.in + c);
+        const auto tile = load_tile<kWidth>(weights + (output * m.taps() + tap) * m.in + c);
         PO_SIMD
         for (int v = 0; v < kWidth; ++v) values.value[v] = tile.value[v];
       }
