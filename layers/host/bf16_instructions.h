@@ -4,15 +4,9 @@
 #include <cstdint>
 
 #include "kernels/runtime/bf16.h"
-#include "kernels/runtime/instruction_set.h"
+#include "layers/host/avx512.h"
 
 #if defined(__x86_64__)
-// GCC 12 takes what its own header leaves undefined for a mistake.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
 #define PO_BF16_PAIRS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 #endif
 

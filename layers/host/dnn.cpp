@@ -2,8 +2,9 @@
 // directions (on AVX2 within 5 to 20 % of its own blocked formats, which would cost a reorder of every
 // activation). Weights are reordered from the arena's [out, kh, kw, in/groups] in every call: they change
 // with every update, and are small beside the activations. Factors of bf16 that are given in fp32 are rounded
-// into the workspace first. Weight gradients in bf16 are our own (weight_gradient.h) where they can be, and
-// images that are smaller than the kernel are multiplied by a dense matrix.
+// into the workspace first. Ours are, where they can be, weight gradients in bf16 (weight_gradient.h), 3x3
+// convolutions in fp32 (winograd.h), and images that are smaller than the kernel, multiplied by a dense
+// matrix.
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -17,6 +18,7 @@
 #include "layers/host/planning.h"
 #include "layers/host/staged_primitive.h"
 #include "layers/host/weight_gradient.h"
+#include "layers/host/winograd.h"
 #include "layers/rounding.h"
 
 namespace pipeoptim::host {
@@ -84,16 +86,19 @@ class HostConvolution final : public ConvolutionPlan {
     const Type input = dnnl_type(spec.types.input), output = dnnl_type(spec.types.output);
     const Layouts forward(spec, {factor, factor, output});
     const auto hint = describe_forward(engine, forward.asked, forward.geometry);
-    make_forward(engine, forward, hint);
-    make_backward_data(engine, Layouts(spec, {input, factor, factor}), hint);
+    if (WinogradConvolution::handles(spec)) {
+      winograd_.emplace(threads, spec);
+    } else {
+      make_forward(engine, forward, hint);
+      make_backward_data(engine, Layouts(spec, {input, factor, factor}), hint);
+    }
     if (PairedWeightGradient::handles(threads, spec)) {
       paired_.emplace(threads, spec);
-    } else {
+    } else if (!WinogradConvolution::handles_weights(spec)) {
       make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);
     }
-    behind_ =
-        workspace_.reserve(std::max({forward_->workspace_bytes(), data_->workspace_bytes(),
-                                     paired_ ? paired_->workspace_bytes() : weights_->workspace_bytes()}));
+    behind_ = workspace_.reserve(std::max(
+        {bytes_of(forward_), bytes_of(data_), bytes_of(weights_), bytes_of(winograd_), bytes_of(paired_)}));
   }
 
   std::size_t workspace_bytes() const override { return workspace_.bytes(); }
@@ -103,10 +108,13 @@ class HostConvolution final : public ConvolutionPlan {
     if ((operands.bias != nullptr) != has_bias_) {
       throw std::invalid_argument("convolution: the plan and the call disagree about a bias");
     }
-    execute(stream, *forward_,
-            {factors_.input(stream, operands.input, workspace),
-             factors_.weights(stream, operands.weights, workspace), operands.output.memory(), operands.bias},
-            workspace);
+    const void* const input = factors_.input(stream, operands.input, workspace);
+    const void* const weights = factors_.weights(stream, operands.weights, workspace);
+    if (winograd_) {
+      return winograd_->forward(stream, floats(input), floats(weights), operands.bias, operands.output.values,
+                                workspace + behind_);
+    }
+    execute(stream, *forward_, {input, weights, operands.output.memory(), operands.bias}, workspace);
   }
 
   void backward_data(Stream& stream, const ConvolutionBackwardData& operands,
@@ -114,10 +122,12 @@ class HostConvolution final : public ConvolutionPlan {
     require_threads("convolution", threads_, stream);
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
-    execute(
-        stream, *data_,
-        {factors_.weights(stream, operands.weights, workspace), gradient, operands.input_gradient.memory()},
-        workspace);
+    const void* const weights = factors_.weights(stream, operands.weights, workspace);
+    if (winograd_) {
+      return winograd_->backward_data(stream, floats(weights), floats(gradient),
+                                      operands.input_gradient.values, workspace + behind_);
+    }
+    execute(stream, *data_, {weights, gradient, operands.input_gradient.memory()}, workspace);
   }
 
   void backward_weights(Stream& stream, const ConvolutionBackwardWeights& operands,
@@ -130,10 +140,20 @@ class HostConvolution final : public ConvolutionPlan {
       return paired_->run(stream, static_cast<const Bf16*>(input), static_cast<const Bf16*>(gradient),
                           operands.weight_gradient, operands.mode, workspace + behind_);
     }
+    if (!weights_) {
+      return winograd_->backward_weights(stream, floats(input), floats(gradient), operands.weight_gradient,
+                                         operands.mode, workspace + behind_);
+    }
     execute(stream, *weights_, {input, gradient, operands.weight_gradient}, workspace, operands.mode);
   }
 
  private:
+  static const float* floats(const void* values) { return static_cast<const float*>(values); }
+  template <typename Part>
+  static std::size_t bytes_of(const std::optional<Part>& part) {
+    return part ? part->workspace_bytes() : 0;
+  }
+
   // Operands in the order of the primitive's.
   void execute(Stream& stream, StagedPrimitive& primitive, const std::array<const void*, 4>& operands,
                std::byte* workspace, GradientMode mode = GradientMode::kStore) const {
@@ -180,7 +200,8 @@ class HostConvolution final : public ConvolutionPlan {
   std::size_t behind_ = 0;  // offset of the primitives' memory
   // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
   mutable std::optional<StagedPrimitive> forward_, data_, weights_;
-  std::optional<PairedWeightGradient> paired_;  // in place of weights_
+  std::optional<PairedWeightGradient> paired_;   // in place of weights_
+  std::optional<WinogradConvolution> winograd_;  // in place of the others that are not there
 };
 
 }  // namespace

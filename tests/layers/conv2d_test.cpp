@@ -158,6 +158,7 @@ const Case kCases[] = {
     {"OneColumn", {4, 7, 1, 32}, {.in = 32, .out = 16, .kernel = 3, .padding = 1}},
     {"Unpadded", {3, 6, 7, 48}, {.in = 48, .out = 32, .kernel = 3}},
     {"Wide", {9, 4, 5, 80}, {.in = 80, .out = 128, .kernel = 3, .padding = 1}},
+    {"ThreeBlocks", {3, 6, 6, 48}, {.in = 48, .out = 48, .kernel = 3, .padding = 1}},
     {"WideStrided", {2, 5, 6, 64}, {.in = 64, .out = 160, .kernel = 3, .stride = 2, .padding = 1}},
     {"PaddedTwice", {11, 5, 4, 32}, {.in = 32, .out = 32, .kernel = 3, .stride = 3, .padding = 2}},
     {"Strided", {2, 9, 10, 16}, {.in = 16, .out = 32, .kernel = 3, .stride = 2, .padding = 1}},

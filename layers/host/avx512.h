@@ -1,0 +1,14 @@
+// AVX-512 for functions that are compiled for it: PO_AVX512.
+#pragma once
+
+#include "kernels/runtime/instruction_set.h"
+
+#if defined(__x86_64__)
+// GCC 12 takes what its own header leaves undefined for a mistake.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#define PO_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#endif

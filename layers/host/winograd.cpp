@@ -1,0 +1,145 @@
+#include "layers/host/winograd.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace pipeoptim::host {
+
+using namespace winograd;
+
+namespace {
+
+// Channels in times channels out that are narrow: sums of half a MiB.
+constexpr std::int64_t kNarrow = 64 * 128;
+
+std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+Images images_of(const ConvolutionSpec& spec, std::int64_t channels) {
+  return {spec.input[1], spec.input[2], channels, quotient_up(spec.input[1], 2),
+          quotient_up(spec.input[2], 2)};
+}
+
+}  // namespace
+
+bool WinogradConvolution::handles(const ConvolutionSpec& spec) {
+  return spec.precision != MatrixPrecision::kBf16 && spec.kernel == kKernel && spec.stride == 1 &&
+         spec.padding == 1 && spec.dilation == 1 && spec.groups == 1 && spec.input[3] % kLanes == 0 &&
+         spec.out_channels % kLanes == 0 && supported();
+}
+
+bool WinogradConvolution::handles_weights(const ConvolutionSpec& spec) {
+  return handles(spec) && spec.input[3] + spec.out_channels >= 64;
+}
+
+WinogradConvolution::WinogradConvolution(int threads, const ConvolutionSpec& spec)
+    : threads_(threads),
+      in_(images_of(spec, spec.input[3])),
+      out_(images_of(spec, spec.out_channels)),
+      tiles_(spec.input[0] * in_.tile_rows * in_.tile_columns),
+      division_(products() <= kNarrow ? Division::kTiles : Division::kChannels) {
+  if (!handles(spec)) throw std::logic_error(describe(spec) + ": not for Winograd's algorithm");
+  const int sums = division_ == Division::kTiles ? threads_ : 1;
+  const std::int64_t forward = std::max(in_.channels, out_.channels) + 2 * kLanes;
+  scratch_floats_ = kPoints * kRoom * std::max(forward, in_.channels + out_.channels);
+  all_points_ = workspace_.reserve(float_bytes(sums * kPoints * products()));
+  scratch_ = workspace_.reserve(float_bytes(threads_ * scratch_floats_));
+}
+
+float* WinogradConvolution::all_points(std::byte* workspace) const {
+  return reinterpret_cast<float*>(workspace + all_points_);
+}
+
+float* WinogradConvolution::scratch(std::byte* workspace, int thread) const {
+  return reinterpret_cast<float*>(workspace + scratch_) + thread * scratch_floats_;
+}
+
+template <typename Transform>
+void WinogradConvolution::transform_weights(const float* weights, const Transform& transform,
+                                            std::byte* workspace) const {
+  float* const to = all_points(workspace);
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (std::int64_t output = 0; output < out_.channels; ++output) {
+    transform(weights + output * kKernel * kKernel * in_.channels, in_.channels, out_.channels, output, to);
+  }
+}
+
+void WinogradConvolution::convolve(const Images& from, const float* values, const Images& to,
+                                   const float* bias, float* results, std::byte* workspace) const {
+  const float* const weights = all_points(workspace);
+  const std::int64_t blocks = quotient_up(tiles_, kTiles);
+#pragma omp parallel for num_threads(threads_) schedule(static, 1)
+  for (int thread = 0; thread < threads_; ++thread) {
+    for (std::int64_t b = blocks * thread / threads_; b < blocks * (thread + 1) / threads_; ++b) {
+      const std::int64_t first = b * kTiles, count = std::min(kTiles, tiles_ - first);
+      convolve_tiles(from, values, to, weights, bias, results, first, count, scratch(workspace, thread));
+    }
+  }
+}
+
+void WinogradConvolution::forward(Stream& stream, const float* input, const float* weights, const float* bias,
+                                  float* output, std::byte* workspace) const {
+  stream.submit([=, this] {
+    transform_weights(weights, transform_forward, workspace);
+    convolve(in_, input, out_, bias, output, workspace);
+  });
+}
+
+void WinogradConvolution::backward_data(Stream& stream, const float* weights, const float* output_gradient,
+                                        float* input_gradient, std::byte* workspace) const {
+  stream.submit([=, this] {
+    transform_weights(weights, transform_flipped, workspace);
+    convolve(out_, output_gradient, in_, nullptr, input_gradient, workspace);
+  });
+}
+
+WinogradConvolution::Part WinogradConvolution::part(std::byte* workspace, int thread) const {
+  const auto share = [&](std::int64_t count, int of) { return count * of / threads_; };
+  float* const sums = all_points(workspace);
+  if (division_ == Division::kTiles) {
+    return {share(tiles_, thread), share(tiles_, thread + 1), 0, out_.channels,
+            sums + thread * kPoints * products()};
+  }
+  const std::int64_t blocks = out_.channels / kLanes, first = share(blocks, thread);
+  return {0, tiles_, first * kLanes, (share(blocks, thread + 1) - first) * kLanes, sums};
+}
+
+void WinogradConvolution::sum(const Part& part, const float* input, const float* output_gradient,
+                              float* scratch) const {
+  if (part.channels == 0) return;
+  float* const gradients = scratch + kPoints * kRoom * in_.channels;
+  float* const sums = part.sums + part.first_channel * in_.channels;
+  for (std::int64_t p = 0; p < kPoints; ++p)
+    std::fill_n(sums + p * products(), part.channels * in_.channels, 0.0F);
+  for (std::int64_t first = part.first_tile; first < part.end_tile; first += kTiles) {
+    const std::int64_t count = std::min(kTiles, part.end_tile - first);
+    transform_inputs(in_, input, first, count, scratch);
+    transform_gradients(out_, output_gradient + part.first_channel, part.channels, first, count, gradients);
+    add_tiles(scratch, in_.channels, gradients, part.channels, count, sums, products());
+  }
+}
+
+void WinogradConvolution::add_threads(std::byte* workspace, float* weight_gradient, GradientMode mode) const {
+  const float* const sums = all_points(workspace);
+  const int parts = division_ == Division::kTiles ? threads_ : 1;
+  const std::int64_t in = in_.channels;
+#pragma omp parallel for num_threads(threads_) schedule(static)
+  for (std::int64_t output = 0; output < out_.channels; ++output) {
+    for (std::int64_t c = 0; c < in; c += kLanes) {
+      gather_kernel(sums, parts, products(), output * in + c, in, mode,
+                    weight_gradient + output * kKernel * kKernel * in + c);
+    }
+  }
+}
+
+void WinogradConvolution::backward_weights(Stream& stream, const float* input, const float* output_gradient,
+                                           float* weight_gradient, GradientMode mode,
+                                           std::byte* workspace) const {
+  stream.submit([=, this] {
+#pragma omp parallel for num_threads(threads_) schedule(static, 1)
+    for (int thread = 0; thread < threads_; ++thread)
+      sum(part(workspace, thread), input, output_gradient, scratch(workspace, thread));
+    add_threads(workspace, weight_gradient, mode);
+  });
+}
+
+}  // namespace pipeoptim::host
