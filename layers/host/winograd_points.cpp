@@ -8,7 +8,7 @@ namespace pipeoptim::host::winograd {
 
 #if defined(__x86_64__)
 
-bool supported() { return instruction_set() == InstructionSet::kAvx512; }
+bool supported() { return usable_instruction_sets().back() == InstructionSet::kAvx512; }
 
 namespace {
 

@@ -18,7 +18,8 @@ struct Images {
   std::int64_t rows, columns, channels, tile_rows, tile_columns;
 };
 
-// Whether the processor has AVX-512. The others are for such a one.
+// Whether the processor has AVX-512. The others are for such a one. PIPEOPTIM_ISA, which promises the same
+// bits, does not matter here, as it does not to oneDNN.
 bool supported();
 
 // points[point][tile][channel] <- B' d B of `count` tiles from `first` on; a point has kRoom tiles.
