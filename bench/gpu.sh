@@ -50,7 +50,7 @@ benchmark() { # benchmark name program [options...]
 }
 
 training_step() { # training_step precision
-  PIPEOPTIM_BENCH_PRECISION=$1 benchmark "step-$1" step
+  PIPEOPTIM_BENCH_PRECISION=$1 benchmark "step-$1" step || return
   PIPEOPTIM_BENCH_PRECISION=$1 PIPEOPTIM_BENCH_CUDA_GRAPH=1 benchmark "step-$1-graph" step
 }
 
@@ -58,10 +58,11 @@ training_step() { # training_step precision
 row_kernels() {
   local PIPEOPTIM_BENCH_ROW_KERNELS=cudnn
   export PIPEOPTIM_BENCH_ROW_KERNELS
-  benchmark layers-cudnn layers --benchmark_filter='batch_norm|pool'
+  benchmark layers-cudnn layers --benchmark_filter='batch_norm|pool' || return
+  local precision
   for precision in tf32 bf16; do
     PIPEOPTIM_BENCH_PRECISION=$precision PIPEOPTIM_BENCH_CUDA_GRAPH=1 benchmark "step-$precision-graph-cudnn" step \
-      --benchmark_filter=resnet20
+      --benchmark_filter=resnet20 || return
   done
 }
 

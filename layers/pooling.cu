@@ -319,11 +319,16 @@ Windows windows_of(const PoolOptions& options, const Shape& input, Pointers... a
           options.stride, options.padding, allow_tiles(input[3], arrays...)};
 }
 
+constexpr std::int64_t kLongestLine = std::int64_t{1} << 30;
+
 LayerPlan pool_plan(const PoolOptions& options, const Shape& input, const std::string& layer) {
   require_image(input, layer);
   if (input[1] + 2 * options.padding < options.kernel || input[2] + 2 * options.padding < options.kernel) {
     throw std::invalid_argument(layer + ": the window is larger than the input " + input.to_string());
   }
+  // Kernels count a line's tiles and pixels in 32 bits.
+  if (input[1] >= kLongestLine || input[2] * input[3] >= kLongestLine)
+    throw std::invalid_argument(layer + " needs lines of less than 2^30 values, got " + input.to_string());
   const Windows windows = windows_of(options, input);
   LayerPlan plan;
   plan.output = {input[0], windows.out_height, windows.out_width, input[3]};

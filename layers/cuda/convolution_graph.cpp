@@ -75,20 +75,15 @@ std::vector<fe::NumericalNote_t> unwanted(MatrixPrecision precision, Kernels ker
 }  // namespace
 
 GraphPlan plan_graph(cudnnHandle_t handle, const ConvolutionSpec& spec, const GraphRequest& request) {
-  GraphPlan none;
   // Not every version of the frontend refuses what its kernels cannot index.
-  if (convolution_weights(spec) > std::numeric_limits<std::int32_t>::max()) {
-    none.refusal = std::to_string(convolution_weights(spec)) + " weights are more than 32-bit indices reach";
-    return none;
-  }
-  try {
+  if (convolution_weights(spec) > std::numeric_limits<std::int32_t>::max())
+    return {.refusal =
+                std::to_string(convolution_weights(spec)) + " weights are more than 32-bit indices reach"};
+  return attempt([&] {
     ConvolutionGraph graph(spec, request);
     return graph.plan(handle, request.engines, unwanted(spec.precision, request.kernels),
                       request.max_workspace);
-  } catch (const fe::cudnnException& error) {
-    none.refusal = error.what();
-    return none;
-  }
+  });
 }
 
 }  // namespace pipeoptim::cuda

@@ -35,6 +35,16 @@ inline void lay_out(fe::graph::Tensor_attributes& tensor, const Shape& nhwc) {
   tensor.set_dim({n, c, h, w}).set_stride({h * w * c, 1, w * c, c});
 }
 
+// What `make` makes, or cuDNN's reason against it.
+template <typename Make>
+GraphPlan attempt(const Make& make) {
+  try {
+    return make();
+  } catch (const fe::cudnnException& error) {
+    return {.refusal = error.what()};
+  }
+}
+
 // A graph of tensors as they lie in our memory.
 class PlannableGraph : public fe::graph::Graph {
  public:

@@ -16,10 +16,10 @@ enum class Kernels { kDeterministic, kAny };
 enum class Engines { kBest, kFallback };
 
 struct GraphPlan {
-  std::shared_ptr<const void> owner;              // of the descriptor
+  std::shared_ptr<const void> owner = nullptr;    // of the descriptor
   cudnnBackendDescriptor_t descriptor = nullptr;  // null where cuDNN has no plan for the request
   std::size_t workspace_bytes = 0;
-  std::string refusal;  // what cuDNN said then
+  std::string refusal = {};  // what cuDNN said then
 };
 
 }  // namespace pipeoptim::cuda

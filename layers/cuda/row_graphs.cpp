@@ -146,17 +146,20 @@ fe::ResampleDesc describe_pool(const VendorPoolSpec& spec) {
       .build();
 }
 
-// The first of cuDNN's ranking that it makes a plan of.
+// The first of cuDNN's ranking that is deterministic, needs no more workspace than others may, and builds.
 GraphPlan first_plan(cudnnHandle_t handle, fe::OperationGraph& graph) {
-  GraphPlan plan;
+  GraphPlan plan{.refusal = "cuDNN ranks no engine"};
   auto ranking =
       fe::EngineHeuristicsBuilder().setOperationGraph(graph).setHeurMode(CUDNN_HEUR_MODE_A).build();
   for (auto& configuration : ranking.getEngineConfig(ranking.getEngineConfigCount())) {
+    if (fe::hasNumericalNote<CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC>(configuration->get_backend_descriptor()))
+      continue;
     try {
       auto made = std::make_shared<fe::ExecutionPlan>(fe::ExecutionPlanBuilder()
                                                           .setHandle(handle)
                                                           .setEngineConfig(configuration, graph.getTag())
                                                           .build());
+      if (made->getWorkspaceSize() > static_cast<std::int64_t>(kMaxWorkspace)) continue;
       plan.descriptor = made->get_raw_desc();
       plan.workspace_bytes = static_cast<std::size_t>(made->getWorkspaceSize());
       plan.owner = std::move(made);
@@ -183,18 +186,6 @@ GraphPlan make_pool_backward(cudnnHandle_t handle, const VendorPoolSpec& spec) {
   return first_plan(handle, graph);
 }
 
-// What `make` makes, or cuDNN's reason against it.
-template <typename Make>
-GraphPlan attempt(const Make& make) {
-  try {
-    return make();
-  } catch (const fe::cudnnException& error) {
-    GraphPlan none;
-    none.refusal = error.what();
-    return none;
-  }
-}
-
 // On an H200 the engine of the fallbacks took 0.35 to 1.19 of the time of the ranking's first (docs/cuda.md).
 template <typename Graph>
 GraphPlan plan_norm(cudnnHandle_t handle, const VendorNormSpec& spec) {
@@ -219,11 +210,10 @@ GraphPlan plan_norm_backward(cudnnHandle_t handle, const VendorNormSpec& spec) {
 }
 
 GraphPlan plan_pool_forward(cudnnHandle_t handle, const VendorPoolSpec& spec) {
-  if (spec.kind == PoolKind::kMean && spec.type == ElementType::kBf16) {
-    GraphPlan none;
-    none.refusal = "on an H200 every other mean that cuDNN stored in bf16 was none";
-    return none;
-  }
+  if (spec.kind == PoolKind::kMean && spec.type == ElementType::kBf16)
+    return {.refusal = "on an H200 every other mean that cuDNN stored in bf16 was none"};
+  if (spec.kind == PoolKind::kMaximum && spec.window[0] * spec.window[1] > kMostPositions)
+    return {.refusal = "positions in the window are remembered in a signed byte"};
   return attempt([&] {
     return PoolForwardGraph(spec).plan(handle, Engines::kBest, {fe::NumericalNote_t::NONDETERMINISTIC},
                                        kMaxWorkspace);

@@ -10,8 +10,7 @@
 
 namespace pipeoptim::cuda {
 
-// Ids of the tensors of all these graphs; x and y stand for their gradients in the backward ones, where
-// nothing else is said.
+// Ids of the tensors of all these graphs.
 enum RowId : std::int64_t {
   kX = 1,
   kY,

@@ -12,3 +12,11 @@
 #pragma GCC diagnostic pop
 #define PO_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
+
+namespace pipeoptim::host {
+
+// Whether the processor has it. PIPEOPTIM_ISA, which promises the same bits, does not matter to products and
+// convolutions, ours or oneDNN's.
+inline bool has_avx512() { return usable_instruction_sets().back() == InstructionSet::kAvx512; }
+
+}  // namespace pipeoptim::host

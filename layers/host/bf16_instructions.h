@@ -12,10 +12,10 @@
 
 namespace pipeoptim::host {
 
-// Whether the processor has them and PIPEOPTIM_ISA does not say otherwise.
+// Whether the processor has them.
 inline bool multiplies_bf16_pairs() {
 #if defined(__x86_64__)
-  return instruction_set() == InstructionSet::kAvx512 && __builtin_cpu_supports("avx512bf16");
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

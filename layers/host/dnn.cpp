@@ -86,7 +86,7 @@ class HostConvolution final : public ConvolutionPlan {
     const Type input = dnnl_type(spec.types.input), output = dnnl_type(spec.types.output);
     const Layouts forward(spec, {factor, factor, output});
     const auto hint = describe_forward(engine, forward.asked, forward.geometry);
-    if (WinogradConvolution::handles(spec)) {
+    if (WinogradConvolution::handles(threads, spec)) {
       winograd_.emplace(threads, spec);
     } else {
       make_forward(engine, forward, hint);
@@ -94,7 +94,7 @@ class HostConvolution final : public ConvolutionPlan {
     }
     if (PairedWeightGradient::handles(threads, spec)) {
       paired_.emplace(threads, spec);
-    } else if (!WinogradConvolution::handles_weights(spec)) {
+    } else if (!WinogradConvolution::handles_weights(threads, spec)) {
       make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);
     }
     behind_ = workspace_.reserve(std::max(

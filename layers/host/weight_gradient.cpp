@@ -5,6 +5,7 @@
 
 #include "kernels/runtime/buffer.h"
 #include "layers/host/bf16_instructions.h"
+#include "layers/host/planning.h"
 
 namespace pipeoptim::host {
 namespace {
@@ -183,6 +184,7 @@ PairedWeightGradient::Part PairedWeightGradient::part(float* sums, std::byte* wo
 }
 
 void PairedWeightGradient::sum(const Part& part, const Bf16* input, const Bf16* output_gradient) const {
+  if (part.output_blocks.begin == part.output_blocks.end) return;
   const Extents& e = extents_;
   const std::int64_t block_weights = kBlock * kKernel * kKernel * e.input.channels;
   std::fill(part.sums + part.output_blocks.begin * block_weights,
@@ -226,6 +228,7 @@ void PairedWeightGradient::add_threads(const float* sums, float* weight_gradient
 
 void PairedWeightGradient::run(Stream& stream, const Bf16* input, const Bf16* output_gradient,
                                float* weight_gradient, GradientMode mode, std::byte* workspace) const {
+  require_threads("convolution", threads_, stream);
   stream.submit([this, input, output_gradient, weight_gradient, mode, workspace] {
     const bool in_place = division_ == Division::kChannels && mode == GradientMode::kStore;
     float* const sums = in_place ? weight_gradient : reinterpret_cast<float*>(workspace);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "layers/host/avx512.h"
+
 namespace pipeoptim::host {
 
 using namespace winograd;
@@ -11,6 +13,9 @@ namespace {
 
 // Channels in times channels out that are narrow: sums of half a MiB.
 constexpr std::int64_t kNarrow = 64 * 128;
+constexpr std::int64_t kFewestChannels = 64;  // in and out together, for a weight gradient
+// A weight is transformed in some 16 cycles, and saves 1.25 for a tile.
+constexpr std::int64_t kFewestTiles = 96;
 
 std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -19,25 +24,33 @@ Images images_of(const ConvolutionSpec& spec, std::int64_t channels) {
           quotient_up(spec.input[2], 2)};
 }
 
-}  // namespace
-
-bool WinogradConvolution::handles(const ConvolutionSpec& spec) {
-  return spec.precision != MatrixPrecision::kBf16 && spec.kernel == kKernel && spec.stride == 1 &&
-         spec.padding == 1 && spec.dilation == 1 && spec.groups == 1 && spec.input[3] % kLanes == 0 &&
-         spec.out_channels % kLanes == 0 && supported();
+std::int64_t tiles_of(const ConvolutionSpec& spec) {
+  return spec.input[0] * quotient_up(spec.input[1], 2) * quotient_up(spec.input[2], 2);
 }
 
-bool WinogradConvolution::handles_weights(const ConvolutionSpec& spec) {
-  return handles(spec) && spec.input[3] + spec.out_channels >= 64;
+}  // namespace
+
+bool WinogradConvolution::handles(int threads, const ConvolutionSpec& spec) {
+  const bool fits = spec.precision != MatrixPrecision::kBf16 && spec.kernel == kKernel && spec.stride == 1 &&
+                    spec.padding == 1 && spec.dilation == 1 && spec.groups == 1 &&
+                    spec.input[3] % kLanes == 0 && spec.out_channels % kLanes == 0;
+  return fits && tiles_of(spec) >= std::max(kFewestTiles, threads * kTiles) && has_avx512();
+}
+
+bool WinogradConvolution::handles_weights(int threads, const ConvolutionSpec& spec) {
+  const std::int64_t products = spec.input[3] * spec.out_channels;
+  const std::int64_t blocks = spec.out_channels / kLanes, most = quotient_up(blocks, threads);
+  const bool divides = products <= kNarrow || 5 * blocks >= 4 * most * threads;
+  return handles(threads, spec) && spec.input[3] + spec.out_channels >= kFewestChannels && divides;
 }
 
 WinogradConvolution::WinogradConvolution(int threads, const ConvolutionSpec& spec)
     : threads_(threads),
       in_(images_of(spec, spec.input[3])),
       out_(images_of(spec, spec.out_channels)),
-      tiles_(spec.input[0] * in_.tile_rows * in_.tile_columns),
+      tiles_(tiles_of(spec)),
       division_(products() <= kNarrow ? Division::kTiles : Division::kChannels) {
-  if (!handles(spec)) throw std::logic_error(describe(spec) + ": not for Winograd's algorithm");
+  if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for Winograd's algorithm");
   const int sums = division_ == Division::kTiles ? threads_ : 1;
   const std::int64_t forward = std::max(in_.channels, out_.channels) + 2 * kLanes;
   scratch_floats_ = kPoints * kRoom * std::max(forward, in_.channels + out_.channels);

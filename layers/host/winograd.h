@@ -18,16 +18,17 @@ namespace pipeoptim::host {
 // the products between the brackets summed over channels, or over tiles. The input gradient is the forward
 // of the flipped weights. A value that is not finite spreads over its tile.
 //
-// For a weight gradient a thread sums all tiles for its output channels. Of narrow layers, which have few of
-// them, it sums its tiles for all channels, and the threads' sums are added in order, so that the bits depend
-// on the number of threads, as oneDNN's.
+// For a weight gradient a thread sums all tiles for its output channels. Of narrow layers, whose sums
+// are small, it sums its tiles for all channels, and the threads' sums are added in order, so that the bits
+// depend on the number of threads, as oneDNN's.
 class WinogradConvolution {
  public:
-  // Whether it is made for the convolution, and the processor has AVX-512.
-  static bool handles(const ConvolutionSpec& spec);
-  // Whether its weight gradient is faster than a direct one, which with few channels it is not: it transforms
-  // two images for it.
-  static bool handles_weights(const ConvolutionSpec& spec);
+  // Whether it is made for the convolution, with enough tiles for each thread and for transforming the
+  // weights, and the processor has AVX-512.
+  static bool handles(int threads, const ConvolutionSpec& spec);
+  // Whether that holds for its weight gradient, too. With few channels a direct one is faster, as this
+  // transforms two images; of a wide layer each thread must have work.
+  static bool handles_weights(int threads, const ConvolutionSpec& spec);
 
   WinogradConvolution(int threads, const ConvolutionSpec& spec);
 
@@ -65,7 +66,7 @@ class WinogradConvolution {
 
   int threads_;
   winograd::Images in_, out_;
-  std::int64_t tiles_;
+  std::int64_t tiles_;  // of all records
   Division division_;
   ArenaPlan workspace_;
   std::size_t all_points_ = 0, scratch_ = 0;  // offsets

@@ -8,8 +8,6 @@ namespace pipeoptim::host::winograd {
 
 #if defined(__x86_64__)
 
-bool supported() { return usable_instruction_sets().back() == InstructionSet::kAvx512; }
-
 namespace {
 
 using Vector = __m512;
@@ -102,7 +100,7 @@ PO_AVX512 [[gnu::always_inline]] inline void each_tile(const Images& images, con
 
 }  // namespace
 
-// points[point][tile][channel] <- B' d B of `count` tiles, with room for `block` tiles.
+// points[point][tile][channel] <- B' d B of `count` tiles.
 PO_AVX512 void transform_inputs(const Images& images, const float* values, std::int64_t first,
                                 std::int64_t count, float* points) {
   const auto transform = [&](std::int64_t t, const float* image, std::int64_t tile_row,
@@ -406,7 +404,6 @@ PO_AVX512 void gather_kernel(const float* sums, std::int64_t parts, std::int64_t
 
 #else
 
-bool supported() { return false; }
 void transform_inputs(const Images&, const float*, std::int64_t, std::int64_t, float*) {}
 void transform_gradients(const Images&, const float*, std::int64_t, std::int64_t, std::int64_t, float*) {}
 void transform_forward(const float*, std::int64_t, std::int64_t, std::int64_t, float*) {}

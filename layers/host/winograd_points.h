@@ -1,5 +1,6 @@
-// The vector code of Winograd's F(2x2, 3x3), see winograd.h. A tile's 16 points are 4x4, row by row; images
-// are [row][column][channel], with channels in sixteens. Blocks of tiles follow the images, row by row.
+// The vector code of Winograd's F(2x2, 3x3), see winograd.h, for processors with AVX-512. A tile's 16 points
+// are 4x4, row by row; images are [row][column][channel], with channels in sixteens. Blocks of tiles follow
+// the images, row by row.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +18,6 @@ inline constexpr std::int64_t kRoom = kTiles + 1;
 struct Images {
   std::int64_t rows, columns, channels, tile_rows, tile_columns;
 };
-
-// Whether the processor has AVX-512. The others are for such a one. PIPEOPTIM_ISA, which promises the same
-// bits, does not matter here, as it does not to oneDNN.
-bool supported();
 
 // points[point][tile][channel] <- B' d B of `count` tiles from `first` on; a point has kRoom tiles.
 void transform_inputs(const Images& images, const float* values, std::int64_t first, std::int64_t count,

@@ -158,7 +158,10 @@ const Case kCases[] = {
     {"OneColumn", {4, 7, 1, 32}, {.in = 32, .out = 16, .kernel = 3, .padding = 1}},
     {"Unpadded", {3, 6, 7, 48}, {.in = 48, .out = 32, .kernel = 3}},
     {"Wide", {9, 4, 5, 80}, {.in = 80, .out = 128, .kernel = 3, .padding = 1}},
-    {"ThreeBlocks", {3, 6, 6, 48}, {.in = 48, .out = 48, .kernel = 3, .padding = 1}},
+    {"Tiled", {6, 9, 7, 16}, {.in = 16, .out = 16, .kernel = 3, .padding = 1}},
+    {"TiledThreeBlocks", {9, 8, 6, 48}, {.in = 48, .out = 48, .kernel = 3, .padding = 1, .bias = Bias::kNo}},
+    {"TiledWide", {13, 5, 5, 80}, {.in = 80, .out = 128, .kernel = 3, .padding = 1}},
+    {"OddOutputs", {5, 7, 9, 8}, {.in = 8, .out = 24, .kernel = 3, .padding = 1}},
     {"WideStrided", {2, 5, 6, 64}, {.in = 64, .out = 160, .kernel = 3, .stride = 2, .padding = 1}},
     {"PaddedTwice", {11, 5, 4, 32}, {.in = 32, .out = 32, .kernel = 3, .stride = 3, .padding = 2}},
     {"Strided", {2, 9, 10, 16}, {.in = 16, .out = 32, .kernel = 3, .stride = 2, .padding = 1}},
@@ -187,7 +190,7 @@ std::string case_name(const testing::TestParamInfo<Conv2dTest::ParamType>& infor
          (precision == MatrixPrecision::kBf16 ? "Bf16" : "");
 }
 INSTANTIATE_TEST_SUITE_P(Shapes, Conv2dTest,
-                         testing::Combine(testing::ValuesIn(kCases), testing::Values(1, 2),
+                         testing::Combine(testing::ValuesIn(kCases), testing::Values(1, 2, 3),
                                           testing::Values(MatrixPrecision::kFp32, MatrixPrecision::kBf16)),
                          case_name);
 

@@ -219,44 +219,54 @@ TEST(Sequence, MatchesDifferences) {
 struct Backwards {
   int calls = 0, with_input_gradient = 0;
 };
-class CountingLinear final : public Layer {
+template <typename L>
+class Counting final : public Layer {
  public:
-  CountingLinear(std::int64_t in, std::int64_t out, Backwards& counted)
-      : linear_(in, out), counted_(counted) {}
-  std::string describe() const override { return linear_.describe(); }
-  std::vector<Parameter> parameters() const override { return linear_.parameters(); }
+  Counting(L layer, Backwards& counted) : layer_(std::move(layer)), counted_(counted) {}
+  std::string describe() const override { return layer_.describe(); }
+  std::vector<Parameter> parameters() const override { return layer_.parameters(); }
   LayerPlan plan(Device device, int threads, const Shape& input) override {
-    return linear_.plan(device, threads, input);
+    return layer_.plan(device, threads, input);
   }
-  void forward(const ForwardContext& context) const override { linear_.forward(context); }
+  void forward(const ForwardContext& context) const override { layer_.forward(context); }
   void backward_input(const BackwardContext& context) const override {
     ++counted_.calls;
     if (context.input_gradient.there()) ++counted_.with_input_gradient;
-    linear_.backward_input(context);
+    layer_.backward_input(context);
   }
-  void backward_weights(const BackwardContext& context) const override { linear_.backward_weights(context); }
+  void backward_weights(const BackwardContext& context) const override { layer_.backward_weights(context); }
 
  private:
-  Linear linear_;
+  L layer_;
   Backwards& counted_;
 };
 
 TEST(Sequence, MakesNoGradientThatNobodyWants) {
-  Backwards first, second;
-  auto sequence =
-      planned<Sequence>(Shape{2, 3, 3, 2}, {},
-                        chain(std::make_unique<Flatten>(), std::make_unique<CountingLinear>(18, 6, first),
-                              std::make_unique<CountingLinear>(6, 3, second)));
-  const auto dy = test::random_values(6, 1);
-  sequence.wants_input_gradient = false;
-  sequence.forward(test::random_values(36, 2));
-  sequence.backward(dy);
-  EXPECT_EQ(first.calls, 1);
-  EXPECT_EQ(first.with_input_gradient, 0);
-  EXPECT_EQ(second.with_input_gradient, 1);
-  sequence.wants_input_gradient = true;
-  sequence.backward(dy);
-  EXPECT_EQ(first.with_input_gradient, 1);
+  for (const BackwardSplit split : {BackwardSplit::kJoined, BackwardSplit::kSplit}) {
+    Backwards flat, first, second;
+    auto sequence = planned<Sequence>(Shape{2, 3, 3, 2}, {.split = split},
+                                      chain(std::make_unique<Counting<Flatten>>(Flatten(), flat),
+                                            std::make_unique<Counting<Linear>>(Linear(18, 6), first),
+                                            std::make_unique<Counting<Linear>>(Linear(6, 3), second)));
+    const auto dy = test::random_values(6, 1);
+    const auto backward = [&] {
+      using Part = PlannedLayer::Part;
+      if (split == BackwardSplit::kJoined) return static_cast<void>(sequence.backward(dy));
+      sequence.backward(dy, GradientMode::kStore, 0, Part::kInput);
+      sequence.backward(dy, GradientMode::kStore, 0, Part::kWeights);
+    };
+    sequence.wants_input_gradient = false;
+    sequence.forward(test::random_values(36, 2));
+    backward();
+    EXPECT_EQ(flat.calls, 0);
+    EXPECT_EQ(first.calls, 1);
+    EXPECT_EQ(first.with_input_gradient, 0);
+    EXPECT_EQ(second.with_input_gradient, 1);
+    sequence.wants_input_gradient = true;
+    backward();
+    EXPECT_EQ(flat.with_input_gradient, 1);
+    EXPECT_EQ(first.with_input_gradient, 1);
+  }
 }
 
 TEST(Sequence, PrefixesTheNamesOfItsLayers) {

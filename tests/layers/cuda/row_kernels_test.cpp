@@ -21,12 +21,33 @@ VendorNormSpec norm_of(const Shape& input, ElementType type = ElementType::kFp32
   return {.input = input, .type = type, .eps = 1e-5F, .momentum = 0.1F, .activation = Activation::kRelu};
 }
 
-TEST_F(CudaRowKernels, AreCudnnsForBatchNormOfEvenChannels) {
+TEST_F(CudaRowKernels, AreCudnnsForBatchNormOfChannelsInFours) {
   for (const ElementType type : {ElementType::kFp32, ElementType::kBf16}) {
     EXPECT_NE(detail::make_cuda_norm(Device::cuda(0), norm_of({4, 8, 8, 16}, type)), nullptr);
     EXPECT_NE(detail::make_cuda_norm(Device::cuda(0), norm_of({32, 1, 1, 64}, type)), nullptr);
   }
-  EXPECT_EQ(detail::make_cuda_norm(Device::cuda(0), norm_of({4, 8, 8, 5})), nullptr);
+  for (const std::int64_t channels : {5, 6}) {
+    EXPECT_EQ(detail::make_cuda_norm(Device::cuda(0), norm_of({4, 8, 8, channels})), nullptr);
+  }
+}
+
+bool has_pool(PoolKind kind, ElementType type, std::int64_t window = 3) {
+  const VendorPoolSpec spec{.kind = kind,
+                            .input = {4, 16, 16, 8},
+                            .output = {4, (16 + 2 - window) / 2 + 1, (16 + 2 - window) / 2 + 1, 8},
+                            .type = type,
+                            .window = {window, window},
+                            .stride = {2, 2},
+                            .padding = {1, 1}};
+  return detail::make_cuda_pool(Device::cuda(0), spec) != nullptr;
+}
+
+TEST_F(CudaRowKernels, AreCudnnsForPoolingThatItDoesRight) {
+  EXPECT_TRUE(has_pool(PoolKind::kMaximum, ElementType::kFp32));
+  EXPECT_TRUE(has_pool(PoolKind::kMaximum, ElementType::kBf16));
+  EXPECT_TRUE(has_pool(PoolKind::kMean, ElementType::kFp32));
+  EXPECT_FALSE(has_pool(PoolKind::kMean, ElementType::kBf16));
+  EXPECT_FALSE(has_pool(PoolKind::kMaximum, ElementType::kFp32, 12)) << "144 positions";
 }
 
 // cuDNN remembers a maximum in one byte, our kernels in four.
