@@ -9,7 +9,8 @@ namespace pipeoptim::cuda {
 namespace {
 
 constexpr auto kFloat = fe::DataType_t::FLOAT;
-constexpr auto kPosition = fe::DataType_t::INT8;             // of a maximum inside its window
+constexpr auto kPosition = fe::DataType_t::INT8;  // of a maximum inside its window
+constexpr std::int64_t kMostPositions = 127;
 constexpr std::size_t kMaxWorkspace = std::size_t{1} << 28;  // bytes; cuDNN's engines take some hundred KiB
 
 fe::DataType_t type_of(ElementType type) {
