@@ -273,37 +273,16 @@ struct FinishSums {
   }
 };
 
-template <Activation kActivation, typename T>
+// dx = of_g g + of_x x + rest.
+template <int kWidth>
 struct InputGradient {
-  using LongRows = void;
-  const T* x;
-  const T* dy;
-  T* dx;
-  Vectors from;
-  Chunks chunks;
-  bool packs;
-
-  template <typename Team>
-  PO_HD void operator()(std::int64_t index, const Team& team) const {
-    const std::int64_t channels = chunks.channels;
-    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
-      const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
-      const auto of_g = load_tile<kWidth>(from.of_g + c), of_x = load_tile<kWidth>(from.of_x + c);
-      const auto rest = load_tile<kWidth>(from.rest + c);
-      for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
-        const auto row = load_tile<kWidth>(x + r * channels + c);
-        const auto gradient = load_tile<kWidth>(dy + r * channels + c);
-        Pack<kWidth> out;
-        PO_SIMD
-        for (int v = 0; v < kWidth; ++v) {
-          const float g =
-              behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
-          out.value[v] = of_g.value[v] * g + (of_x.value[v] * row.value[v] + rest.value[v]);
-        }
-        store_tile(dx + r * channels + c, out);
-      }
-    };
-    for_each_tile_of_rows(team, chunks.slab(index), packs, body);
+  Tile<kWidth, float> of_g, of_x, rest;
+  PO_HD InputGradient(const Vectors& from, std::int64_t c)
+      : of_g(load_tile<kWidth>(from.of_g + c)),
+        of_x(load_tile<kWidth>(from.of_x + c)),
+        rest(load_tile<kWidth>(from.rest + c)) {}
+  PO_HD float operator()(int v, float g, float x) const {
+    return of_g.value[v] * g + (of_x.value[v] * x + rest.value[v]);
   }
 };
 
@@ -335,8 +314,9 @@ void run_backward(const BackwardContext& context) {
     for_each_row(context.stream, slabs_of(channels), chunks.count(),
                  FinishSums{sums, products, context.weights[0], vectors, chunks});
     if (dx == nullptr) return;
-    for_each_row(context.stream, chunks.count(), channels,
-                 InputGradient<kActivation, T>{x, dy, dx, vectors, chunks, packs && allow_packs(dx)});
+    for_each_row(
+        context.stream, chunks.count(), channels,
+        MapGradient<kActivation, T, InputGradient>{x, dy, dx, vectors, chunks, packs && allow_packs(dx)});
   });
 }
 

@@ -61,6 +61,41 @@ PO_HD float behind(float gradient, float x, float scale, float shift) {
   return off ? 0.0F : gradient;
 }
 
+// to <- map(g, x) of a chunk of rows, g the gradient behind the activation. A map is made for each tile of
+// channels, and called with the number of a channel in it.
+template <Activation kActivation, typename T, template <int> typename Map>
+struct MapGradient {
+  using LongRows = void;
+  const T* x;
+  const T* dy;
+  T* to;
+  Vectors from;
+  Chunks chunks;
+  bool packs;
+
+  template <typename Team>
+  PO_HD void operator()(std::int64_t index, const Team& team) const {
+    const std::int64_t channels = chunks.channels;
+    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
+      const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
+      const Map<kWidth> map(from, c);
+      for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
+        const auto row = load_tile<kWidth>(x + r * channels + c);
+        const auto gradient = load_tile<kWidth>(dy + r * channels + c);
+        Pack<kWidth> out;
+        PO_SIMD
+        for (int v = 0; v < kWidth; ++v) {
+          const float g =
+              behind<kActivation>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
+          out.value[v] = map(v, g, row.value[v]);
+        }
+        store_tile(to + r * channels + c, out);
+      }
+    };
+    for_each_tile_of_rows(team, chunks.slab(index), packs, body);
+  }
+};
+
 // Training's forward and backward in cuDNN's hands (batch_norm_vendor.cu), with our vectors in the stash. The
 // backward has an input gradient to write.
 void forward_by(const VendorNorm& norm, const ForwardContext& context, const Vectors& vectors);

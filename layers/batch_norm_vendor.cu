@@ -20,36 +20,10 @@ struct TakeMoments {
   }
 };
 
-// g of a chunk of rows, the gradient behind the ReLU.
-template <typename T>
-struct BehindRelu {
-  using LongRows = void;
-  const T* x;
-  const T* dy;
-  T* g;
-  Vectors from;
-  Chunks chunks;
-  bool packs;
-
-  template <typename Team>
-  PO_HD void operator()(std::int64_t index, const Team& team) const {
-    const std::int64_t channels = chunks.channels;
-    const auto body = [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
-      const auto scale = load_tile<kWidth>(from.scale + c), shift = load_tile<kWidth>(from.shift + c);
-      for (std::int64_t r = rows.begin; r < rows.end; r += rows.step) {
-        const auto row = load_tile<kWidth>(x + r * channels + c);
-        const auto gradient = load_tile<kWidth>(dy + r * channels + c);
-        Pack<kWidth> out;
-        PO_SIMD
-        for (int v = 0; v < kWidth; ++v) {
-          out.value[v] =
-              behind<Activation::kRelu>(gradient.value[v], row.value[v], scale.value[v], shift.value[v]);
-        }
-        store_tile(g + r * channels + c, out);
-      }
-    };
-    for_each_tile_of_rows(team, chunks.slab(index), packs, body);
-  }
+template <int>
+struct AsItIs {
+  PO_HD AsItIs(const Vectors&, std::int64_t) {}
+  PO_HD float operator()(int, float g, float) const { return g; }
 };
 
 // The gradient of what the norm gives, in the workspace where the ReLU is part of the layer.
@@ -64,9 +38,9 @@ ConstTensor behind_activation(const BackwardContext& context, Activation activat
     const T* const x = values_of<T>(context.input);
     const T* const dy = values_of<T>(given);
     T* const g = values_of<T>(behind);
-    for_each_row(
-        context.stream, chunks.count(), chunks.channels,
-        BehindRelu<T>{x, dy, g, vectors, chunks, allow_tiles(chunks.channels, x, dy, g, vectors.scale)});
+    for_each_row(context.stream, chunks.count(), chunks.channels,
+                 MapGradient<Activation::kRelu, T, AsItIs>{
+                     x, dy, g, vectors, chunks, allow_tiles(chunks.channels, x, dy, g, vectors.scale)});
   });
   return behind;
 }

@@ -65,34 +65,41 @@ std::vector<Form> forms(const ConvolutionSpec& spec, Direction direction) {
   return forms;
 }
 
+// What cuDNN is asked for, one after the other until it has a plan: fast ones of any form first, as a slow
+// one may take fifteen times as long as one that leaves something to a kernel of ours.
+std::vector<GraphRequest> requests(const ConvolutionSpec& spec, Direction direction) {
+  std::vector<GraphRequest> requests;
+  for (const Kernels kernels : {Kernels::kDeterministic, Kernels::kAny}) {
+    for (const Engines engines : {Engines::kBest, Engines::kFallback}) {
+      for (const Form& form : forms(spec, direction)) {
+        requests.push_back({.direction = direction,
+                            .bias = form.bias,
+                            .result = form.result,
+                            .kernels = kernels,
+                            .engines = engines,
+                            .max_workspace = kMaxWorkspace});
+      }
+    }
+  }
+  return requests;
+}
+
 // One direction, planned.
 class PlannedDirection {
  public:
-  // Takes the first form that cuDNN has a fast plan for, or else any: a slow one may take fifteen times as
-  // long as one that leaves something to a kernel of ours.
   PlannedDirection(cudnnHandle_t handle, const ConvolutionSpec& spec, Direction direction)
       : stored_(stored_type(spec, direction)) {
     const std::string called = std::string("cuDNN, ") + name(direction) + " of the " + describe(spec);
     std::string refusal;
-    for (const Kernels kernels : {Kernels::kDeterministic, Kernels::kAny}) {
-      for (const Engines engines : {Engines::kBest, Engines::kFallback}) {
-        for (const Form& form : forms(spec, direction)) {
-          GraphPlan plan = plan_graph(handle, spec,
-                                      {.direction = direction,
-                                       .bias = form.bias,
-                                       .result = form.result,
-                                       .kernels = kernels,
-                                       .engines = engines,
-                                       .max_workspace = kMaxWorkspace});
-          refusal = plan.refusal;
-          if (!plan.descriptor) continue;
-          form_ = form;
-          std::vector<std::int64_t> ids{kInputId, kWeightsId, kOutputId};
-          if (form.bias == BiasAdd::kFused) ids.push_back(kBiasId);
-          graph_ = PlannedGraph(called, std::move(plan), std::move(ids));
-          return;
-        }
-      }
+    for (const GraphRequest& request : requests(spec, direction)) {
+      GraphPlan plan = plan_graph(handle, spec, request);
+      refusal = plan.refusal;
+      if (!plan.descriptor) continue;
+      form_ = {request.bias, request.result};
+      std::vector<std::int64_t> ids{kInputId, kWeightsId, kOutputId};
+      if (form_.bias == BiasAdd::kFused) ids.push_back(kBiasId);
+      graph_ = PlannedGraph(called, std::move(plan), std::move(ids));
+      return;
     }
     throw DeviceError(called, refusal);
   }

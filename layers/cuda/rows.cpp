@@ -86,6 +86,18 @@ class CudnnPool final : public VendorPool {
   mutable PlannedGraph forward_, backward_;
 };
 
+// A Plan of both directions, or null where cuDNN has not both. A Make takes a handle and the spec.
+template <typename Plan, typename Spec, typename Make>
+std::unique_ptr<Plan> make_plan(Device device, const Spec& spec, Make make_forward, Make make_backward) {
+  const DeviceGuard current(device);
+  auto handle = planning_handle(device);
+  GraphPlan forward = make_forward(handle.get(), spec);
+  if (forward.descriptor == nullptr) return nullptr;
+  GraphPlan backward = make_backward(handle.get(), spec);
+  if (backward.descriptor == nullptr) return nullptr;
+  return std::make_unique<Plan>(std::move(handle), spec, std::move(forward), std::move(backward));
+}
+
 }  // namespace
 }  // namespace pipeoptim::cuda
 
@@ -94,23 +106,11 @@ namespace pipeoptim::detail {
 std::unique_ptr<VendorNorm> make_cuda_norm(Device device, const VendorNormSpec& spec) {
   // Arrays of channels lie one behind the other, and cuDNN wants each at a multiple of 16 bytes.
   if (spec.input.last() % 4 != 0) return nullptr;
-  const cuda::DeviceGuard current(device);
-  auto handle = cuda::planning_handle(device);
-  cuda::GraphPlan forward = cuda::plan_norm_forward(handle.get(), spec);
-  if (forward.descriptor == nullptr) return nullptr;
-  cuda::GraphPlan backward = cuda::plan_norm_backward(handle.get(), spec);
-  if (backward.descriptor == nullptr) return nullptr;
-  return std::make_unique<cuda::CudnnNorm>(std::move(handle), spec, std::move(forward), std::move(backward));
+  return cuda::make_plan<cuda::CudnnNorm>(device, spec, cuda::plan_norm_forward, cuda::plan_norm_backward);
 }
 
 std::unique_ptr<VendorPool> make_cuda_pool(Device device, const VendorPoolSpec& spec) {
-  const cuda::DeviceGuard current(device);
-  auto handle = cuda::planning_handle(device);
-  cuda::GraphPlan forward = cuda::plan_pool_forward(handle.get(), spec);
-  if (forward.descriptor == nullptr) return nullptr;
-  cuda::GraphPlan backward = cuda::plan_pool_backward(handle.get(), spec);
-  if (backward.descriptor == nullptr) return nullptr;
-  return std::make_unique<cuda::CudnnPool>(std::move(handle), spec, std::move(forward), std::move(backward));
+  return cuda::make_plan<cuda::CudnnPool>(device, spec, cuda::plan_pool_forward, cuda::plan_pool_backward);
 }
 
 }  // namespace pipeoptim::detail

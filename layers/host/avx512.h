@@ -1,6 +1,8 @@
 // AVX-512 for functions that are compiled for it: PO_AVX512.
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/runtime/instruction_set.h"
 
 #if defined(__x86_64__)
@@ -18,5 +20,8 @@ namespace pipeoptim::host {
 // Whether the processor has it. PIPEOPTIM_ISA, which promises the same bits, does not matter to products and
 // convolutions, ours or oneDNN's.
 inline bool has_avx512() { return usable_instruction_sets().back() == InstructionSet::kAvx512; }
+
+// Blocks of b that hold a.
+inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace pipeoptim::host

@@ -78,25 +78,11 @@ class HostConvolution final : public ConvolutionPlan {
                   .weights = convolution_weights(spec),
                   .output = convolution_output(spec).elements()},
                  spec.types, workspace_) {
-    const bool rounds = spec.precision == MatrixPrecision::kBf16;
-    if (rounds) require_bf16();
-    const PlanningThreads guard(threads);
-    const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-    const Type factor = rounds ? Type::bf16 : Type::f32;
-    const Type input = dnnl_type(spec.types.input), output = dnnl_type(spec.types.output);
-    const Layouts forward(spec, {factor, factor, output});
-    const auto hint = describe_forward(engine, forward.asked, forward.geometry);
-    if (WinogradConvolution::handles(threads, spec)) {
-      winograd_.emplace(threads, spec);
-    } else {
-      make_forward(engine, forward, hint);
-      make_backward_data(engine, Layouts(spec, {input, factor, factor}), hint);
-    }
-    if (PairedWeightGradient::handles(threads, spec)) {
-      paired_.emplace(threads, spec);
-    } else if (!WinogradConvolution::handles_weights(threads, spec)) {
-      make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);
-    }
+    if (spec.precision == MatrixPrecision::kBf16) require_bf16();
+    if (WinogradConvolution::handles(threads, spec)) winograd_.emplace(threads, spec);
+    if (PairedWeightGradient::handles(threads, spec)) paired_.emplace(threads, spec);
+    const bool sums = !paired_ && !WinogradConvolution::handles_weights(threads, spec);
+    if (!winograd_ || sums) make_primitives(spec, sums);
     behind_ = workspace_.reserve(std::max(
         {bytes_of(forward_), bytes_of(data_), bytes_of(weights_), bytes_of(winograd_), bytes_of(paired_)}));
   }
@@ -163,6 +149,21 @@ class HostConvolution final : public ConvolutionPlan {
       for (std::size_t i = 0; i < operands.size(); ++i) pointers[i] = const_cast<void*>(operands[i]);
       primitive->execute(pointers.data(), workspace, mode);
     });
+  }
+
+  // What is not ours.
+  void make_primitives(const ConvolutionSpec& spec, bool weight_gradient) {
+    const PlanningThreads guard(threads_);
+    const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+    const Type factor = spec.precision == MatrixPrecision::kBf16 ? Type::bf16 : Type::f32;
+    const Type input = dnnl_type(spec.types.input), output = dnnl_type(spec.types.output);
+    const Layouts forward(spec, {factor, factor, output});
+    const auto hint = describe_forward(engine, forward.asked, forward.geometry);
+    if (!winograd_) {
+      make_forward(engine, forward, hint);
+      make_backward_data(engine, Layouts(spec, {input, factor, factor}), hint);
+    }
+    if (weight_gradient) make_backward_weights(engine, Layouts(spec, {factor, Type::f32, factor}), hint);
   }
 
   void make_forward(const dnnl::engine& engine, const Layouts& layouts, const ForwardDescriptor& chosen) {

@@ -19,8 +19,6 @@ constexpr std::int64_t kNarrowWeights = 64 * 64 * kKernel * kKernel;
 constexpr std::int64_t kPixels = 2048;
 constexpr std::int64_t kMostPixels = 2 * kPixels;
 
-std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 // Of floats or dwords.
 std::size_t bytes_of(std::int64_t values) { return align_up(static_cast<std::size_t>(values) * 4); }
 

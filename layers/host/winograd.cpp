@@ -17,8 +17,6 @@ constexpr std::int64_t kFewestChannels = 64;  // in and out together, for a weig
 // A weight is transformed in some 16 cycles, and saves 1.25 for a tile.
 constexpr std::int64_t kFewestTiles = 96;
 
-std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 Images images_of(const ConvolutionSpec& spec, std::int64_t channels) {
   return {spec.input[1], spec.input[2], channels, quotient_up(spec.input[1], 2),
           quotient_up(spec.input[2], 2)};

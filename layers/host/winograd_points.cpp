@@ -78,15 +78,15 @@ PO_AVX512 [[gnu::always_inline]] inline void transform_gradient(const Vector& up
   to[3] = _mm512_sub_ps(_mm512_setzero_ps(), lower);
 }
 
-// Calls body(place in the block, image, tile row, tile column) for the tiles from `first` on.
+// Calls body(place in the block, where its image begins, tile row, tile column) for the tiles from `first`
+// on.
 template <typename Body>
-PO_AVX512 [[gnu::always_inline]] inline void each_tile(const Images& images, const float* values,
-                                                       std::int64_t first, std::int64_t count,
-                                                       const Body& body) {
+PO_AVX512 [[gnu::always_inline]] inline void each_tile(const Images& images, std::int64_t first,
+                                                       std::int64_t count, const Body& body) {
   const std::int64_t image_tiles = images.tile_rows * images.tile_columns;
   const std::int64_t image_values = images.rows * images.columns * images.channels;
   const std::int64_t tile = first % image_tiles;
-  const float* image = values + first / image_tiles * image_values;
+  std::int64_t image = first / image_tiles * image_values;
   std::int64_t row = tile / images.tile_columns, column = tile % images.tile_columns;
   for (std::int64_t t = 0; t < count; ++t) {
     body(t, image, row, column);
@@ -100,12 +100,11 @@ PO_AVX512 [[gnu::always_inline]] inline void each_tile(const Images& images, con
 
 }  // namespace
 
-// points[point][tile][channel] <- B' d B of `count` tiles.
 PO_AVX512 void transform_inputs(const Images& images, const float* values, std::int64_t first,
                                 std::int64_t count, float* points) {
-  const auto transform = [&](std::int64_t t, const float* image, std::int64_t tile_row,
+  const auto transform = [&](std::int64_t t, std::int64_t image, std::int64_t tile_row,
                              std::int64_t tile_column) PO_AVX512 {
-    const Window window(images, image, tile_row, tile_column);
+    const Window window(images, values + image, tile_row, tile_column);
     float* const to = points + t * images.channels;
     if (window.inside()) {
       transform_window<true>(window, images.channels, kRoom * images.channels, to);
@@ -113,15 +112,15 @@ PO_AVX512 void transform_inputs(const Images& images, const float* values, std::
       transform_window<false>(window, images.channels, kRoom * images.channels, to);
     }
   };
-  each_tile(images, values, first, count, transform);
+  each_tile(images, first, count, transform);
 }
 
 PO_AVX512 void transform_gradients(const Images& images, const float* values, std::int64_t channels,
                                    std::int64_t first, std::int64_t count, float* points) {
   const std::int64_t right_step = images.channels, below_step = images.columns * images.channels;
-  const auto transform = [&](std::int64_t t, const float* image, std::int64_t tile_row,
+  const auto transform = [&](std::int64_t t, std::int64_t image, std::int64_t tile_row,
                              std::int64_t tile_column) PO_AVX512 {
-    const float* const pixel = image + 2 * tile_row * below_step + 2 * tile_column * right_step;
+    const float* const pixel = values + image + 2 * tile_row * below_step + 2 * tile_column * right_step;
     const bool below = 2 * tile_row + 1 < images.rows, right = 2 * tile_column + 1 < images.columns;
     for (std::int64_t c = 0; c < channels; c += kLanes) {
       const Vector zero = _mm512_setzero_ps();
@@ -141,7 +140,7 @@ PO_AVX512 void transform_gradients(const Images& images, const float* values, st
       }
     }
   };
-  each_tile(images, values, first, count, transform);
+  each_tile(images, first, count, transform);
 }
 
 namespace {
@@ -158,10 +157,10 @@ PO_AVX512 void transform_outputs(const Images& images, const float* products, st
                                  std::int64_t count, std::int64_t channel, std::int64_t width,
                                  const float* bias, float* values) {
   const std::int64_t row_step = images.columns * images.channels;
-  const auto transform = [&](std::int64_t t, const float* image, std::int64_t tile_row,
+  const auto transform = [&](std::int64_t t, std::int64_t image, std::int64_t tile_row,
                              std::int64_t tile_column) PO_AVX512 {
     float* const pixel =
-        const_cast<float*>(image) + 2 * tile_row * row_step + 2 * tile_column * images.channels + channel;
+        values + image + 2 * tile_row * row_step + 2 * tile_column * images.channels + channel;
     const bool below = 2 * tile_row + 1 < images.rows, right = 2 * tile_column + 1 < images.columns;
     for (std::int64_t k = 0; k < width; k += kLanes) {
       Vector halves[2][4], y[2][2];
@@ -186,7 +185,7 @@ PO_AVX512 void transform_outputs(const Images& images, const float* products, st
       if (below && right) _mm512_storeu_ps(to + row_step + images.channels, y[1][1]);
     }
   };
-  each_tile(images, values, first, count, transform);
+  each_tile(images, first, count, transform);
 }
 
 // products[tile][channel] <- points[tile][inner] weights[inner][channel], kColumns vectors of channels.
@@ -310,7 +309,6 @@ struct WeightBlocks {
 
 }  // namespace
 
-// Of one output channel.
 PO_AVX512 void transform_forward(const float* weights, std::int64_t in, std::int64_t out, std::int64_t output,
                                  float* transformed) {
   const WeightBlocks blocks{in, out};
@@ -339,7 +337,6 @@ PO_AVX512 void transform_flipped(const float* weights, std::int64_t in, std::int
   }
 }
 
-// A block of tiles, all channels.
 PO_AVX512 void convolve_tiles(const Images& from, const float* values, const Images& to, const float* weights,
                               const float* bias, float* results, std::int64_t first, std::int64_t count,
                               float* points) {
@@ -359,7 +356,6 @@ PO_AVX512 void convolve_tiles(const Images& from, const float* values, const Ima
   }
 }
 
-// Adds what a block of tiles gives to the sums [point][output][input].
 PO_AVX512 void add_tiles(const float* points, std::int64_t in, const float* gradients, std::int64_t out,
                          std::int64_t tiles, float* sums, std::int64_t sums_step) {
   for (std::int64_t p = 0; p < kPoints;
@@ -376,7 +372,6 @@ PO_AVX512 void add_tiles(const float* points, std::int64_t in, const float* grad
   }
 }
 
-// G' sums G of one output channel and 16 input channels, of the sums of `parts` threads.
 PO_AVX512 void gather_kernel(const float* sums, std::int64_t parts, std::int64_t weights, std::int64_t at,
                              std::int64_t in, GradientMode mode, float* gradient) {
   Square all;
