@@ -353,21 +353,20 @@ LayerPlan CausalSelfAttention::plan(Device device, int threads, const Shape& inp
   const std::int64_t squares = options_.heads * length_ * length_;
   group_ = std::clamp<std::int64_t>(kCudaScores / squares, 1, records_);
   const std::int64_t scores = cuda ? group_ * squares : threads * length_ * length_;
-  const bool pairs = !cuda && host::AttentionHeads::handles(f / options_.heads, precision_);
-  pair_heads_.reset();
-  if (pairs) {
-    pair_heads_.emplace(threads, host::HeadExtents{records_, length_, options_.heads, f / options_.heads});
-  }
-  inner_ = pairs ? ElementType::kBf16 : ElementType::kFp32;
+  const host::HeadExtents heads{records_, length_, options_.heads, f / options_.heads};
+  const bool tiled = !cuda && host::AttentionHeads::handles(heads.width, precision_);
+  tiled_heads_.reset();
+  if (tiled) tiled_heads_.emplace(threads, heads, precision_);
+  inner_ = tiled ? tiled_heads_->type() : ElementType::kFp32;
 
   ArenaPlan stash, workspace;
   const auto inner_bytes = [&](std::int64_t features) { return tensor_bytes({rows(), features}, inner_); };
   qkv_ = stash.reserve(inner_bytes(3 * f));
-  normalizers_ = stash.reserve(float_bytes(rows() * options_.heads * (pairs ? 2 : 1)));
+  normalizers_ = stash.reserve(float_bytes(rows() * options_.heads * (tiled ? 2 : 1)));
   heads_output_ = stash.reserve(inner_bytes(f));
   qkv_gradient_ = (split_ == BackwardSplit::kSplit ? stash : workspace).reserve(inner_bytes(3 * f));
-  probabilities_ = workspace.reserve(pairs ? pair_heads_->workspace_bytes() : float_bytes(scores));
-  score_gradients_ = workspace.reserve(pairs ? 0 : float_bytes(scores));
+  probabilities_ = workspace.reserve(tiled ? tiled_heads_->workspace_bytes() : float_bytes(scores));
+  score_gradients_ = workspace.reserve(tiled ? 0 : float_bytes(scores));
   heads_gradient_ = workspace.reserve(inner_bytes(f));
   addresses_ = workspace.reserve(
       cuda ? static_cast<std::size_t>(3 * group_ * options_.heads) * sizeof(const float*) : 0);
@@ -400,12 +399,12 @@ void CausalSelfAttention::mix(Stream& stream, std::byte* stash, std::byte* works
                               const HeadGradients* gradients) const {
   const Tensor qkv = inner(stash, qkv_), output = inner(stash, heads_output_);
   float* const normalizers = floats_at(stash, normalizers_);
-  if (pair_heads_) {
-    const host::AttentionHeads::Operands operands{qkv.rounded, normalizers};
+  if (tiled_heads_) {
+    const host::AttentionHeads::Operands operands{ConstTensor(qkv).factor(), normalizers};
     std::byte* const scratch = workspace + probabilities_;
-    if (gradients == nullptr) return pair_heads_->forward(stream, operands, output.rounded, scratch);
-    return pair_heads_->backward(stream, operands, gradients->output.rounded, gradients->qkv.rounded,
-                                 scratch);
+    if (gradients == nullptr) return tiled_heads_->forward(stream, operands, output.destination(), scratch);
+    return tiled_heads_->backward(stream, operands, ConstTensor(gradients->output).factor(),
+                                  gradients->qkv.destination(), scratch);
   }
   run_heads(stream,
             {.features = options_.features,

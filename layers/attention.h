@@ -27,9 +27,8 @@ struct AttentionOptions {
 // Forward keeps q, k, v, the heads' outputs and a number or two a row of scores; backward makes the scores
 // again, so that no memory in flight grows with the square of T. Each thread of the host goes through one
 // head after the other, CUDA through groups of records whose scores fit a bounded workspace. Rows of scores
-// are made in blocks, which leave out most of what the mask hides. Between the maps everything is fp32, but
-// bf16 where the host multiplies the heads in it (host::AttentionHeads), as do the maps with what is between
-// them.
+// are made in blocks, which leave out most of what the mask hides. On a host with AVX-512 heads of features
+// in sixteens are host::AttentionHeads; in bf16 only there is what lies between the maps bf16, too.
 class CausalSelfAttention final : public Layer {
  public:
   // Throws std::invalid_argument unless both are positive and the heads divide the features.
@@ -74,7 +73,7 @@ class CausalSelfAttention final : public Layer {
   std::size_t qkv_ = 0, normalizers_ = 0, heads_output_ = 0, qkv_gradient_ = 0;
   std::size_t probabilities_ = 0, score_gradients_ = 0, heads_gradient_ = 0, addresses_ = 0, product_ = 0;
   std::unique_ptr<LinearPlan> attend_, project_;  // c_attn and c_proj
-  std::optional<host::AttentionHeads> pair_heads_;
+  std::optional<host::AttentionHeads> tiled_heads_;
 };
 
 }  // namespace pipeoptim

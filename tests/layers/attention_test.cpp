@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -170,7 +172,7 @@ class AttentionTest : public testing::TestWithParam<Case> {
   Roundings roundings() const {
     const std::int64_t width = GetParam().input.last() / GetParam().heads;
     const bool heads = host::AttentionHeads::handles(width, GetParam().precision);
-    return {bf16() ? to_nearest_bf16 : exact, heads ? to_nearest_bf16 : exact};
+    return {bf16() ? to_nearest_bf16 : exact, bf16() && heads ? to_nearest_bf16 : exact};
   }
   // Such that bf16 holds them exactly where the layer rounds them.
   std::vector<float> values(unsigned seed, float deviation = 1.0F) const {
@@ -238,40 +240,53 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionTest,
                                          Case{{3, 150, 24}, 4, 1}, Case{{1, 300, 6}, 2, 2}));
 
 // Lengths below, at and above the blocks of queries (32, in vectors of 16), odd ones; heads of one vector up
-// to five; more heads than threads and fewer; a width that pairs are not made for.
-INSTANTIATE_TEST_SUITE_P(Bf16, AttentionTest,
-                         testing::Values(Case{{1, 1, 16}, 1, 2, MatrixPrecision::kBf16},
-                                         Case{{3, 7, 32}, 2, 1, MatrixPrecision::kBf16},
-                                         Case{{2, 16, 48}, 1, 1, MatrixPrecision::kBf16},
-                                         Case{{2, 33, 96}, 3, 2, MatrixPrecision::kBf16},
-                                         Case{{1, 64, 80}, 1, 1, MatrixPrecision::kBf16},
-                                         Case{{2, 130, 128}, 2, 2, MatrixPrecision::kBf16},
-                                         Case{{2, 33, 48}, 2, 2, MatrixPrecision::kBf16}));
+// to five; more heads than threads and fewer; a width that the host's tiles are not made for.
+std::vector<Case> tiled(MatrixPrecision precision) {
+  return {{{1, 1, 16}, 1, 2, precision},  {{3, 7, 32}, 2, 1, precision},  {{2, 16, 48}, 1, 1, precision},
+          {{2, 33, 96}, 3, 2, precision}, {{1, 64, 80}, 1, 1, precision}, {{2, 130, 128}, 2, 2, precision},
+          {{2, 33, 48}, 2, 2, precision}};
+}
+INSTANTIATE_TEST_SUITE_P(Tiled, AttentionTest, testing::ValuesIn(tiled(MatrixPrecision::kFp32)));
+INSTANTIATE_TEST_SUITE_P(Bf16, AttentionTest, testing::ValuesIn(tiled(MatrixPrecision::kBf16)));
 
-TEST(Attention, MakesHeadsOfPairsByAnyNumberOfThreads) {
-  constexpr host::HeadExtents kExtents{.records = 1, .length = 45, .heads = 3, .width = 32};
-  if (!host::AttentionHeads::handles(kExtents.width, MatrixPrecision::kBf16)) GTEST_SKIP() << "no bf16";
-  const std::size_t row = 3 * 32, rows = 45;
-  const std::vector<Bf16> qkv = test::bf16_copy(random_values(rows * 3 * row, 11));
-  const std::vector<Bf16> gradient = test::bf16_copy(random_values(rows * row, 12));
-  const auto run = [&](int threads) {
-    const host::AttentionHeads heads(threads, kExtents);
-    Memory workspace(Device::host(), heads.workspace_bytes());
-    Stream stream(Device::host(), {.threads = threads});
-    std::vector<float> normalizers(3 * 2 * rows);
-    std::vector<Bf16> output(rows * row), qkv_gradient(rows * 3 * row);
-    heads.forward(stream, {qkv.data(), normalizers.data()}, output.data(), workspace.data());
-    heads.backward(stream, {qkv.data(), normalizers.data()}, gradient.data(), qkv_gradient.data(),
-                   workspace.data());
-    stream.synchronize();
-    output.insert(output.end(), qkv_gradient.begin(), qkv_gradient.end());
-    std::vector<std::uint16_t> bits(output.size());
-    std::transform(output.begin(), output.end(), bits.begin(), [](Bf16 value) { return value.bits; });
-    return bits;
+// The bits of the outputs and gradients of host::AttentionHeads.
+std::vector<std::byte> bits_of_heads(const host::HeadExtents& extents, MatrixPrecision precision,
+                                     int threads) {
+  const host::AttentionHeads heads(threads, extents, precision);
+  const std::int64_t features = extents.heads * extents.width;
+  const Shape one{extents.records, extents.length, features}, three{one[0], one[1], 3 * features};
+  const auto random = [&](const Shape& shape, unsigned seed) {
+    Memory memory(Device::host(), tensor_bytes(shape, heads.type()));
+    const std::vector<float> values = random_values(shape.elements(), seed);
+    const std::vector<Bf16> rounded = test::bf16_copy(values);
+    const bool rounds = heads.type() == ElementType::kBf16;
+    std::memcpy(memory.data(), rounds ? static_cast<const void*>(rounded.data()) : values.data(),
+                tensor_bytes(shape, heads.type()));
+    return memory;
   };
-  const auto once = run(1);
-  EXPECT_EQ(run(2), once);
-  EXPECT_EQ(run(4), once);
+  Memory qkv = random(three, 11), gradient = random(one, 12), output = random(one, 13),
+         qkv_gradient = random(three, 14), workspace(Device::host(), heads.workspace_bytes());
+  std::vector<float> normalizers(static_cast<std::size_t>(2 * extents.heads * one[0] * one[1]));
+  const auto view = [&](const Memory& memory) { return Tensor::at(memory.data(), heads.type(), {}); };
+  const host::AttentionHeads::Operands operands{ConstTensor(view(qkv)).factor(), normalizers.data()};
+  Stream stream(Device::host(), {.threads = threads});
+  heads.forward(stream, operands, view(output).destination(), workspace.data());
+  heads.backward(stream, operands, ConstTensor(view(gradient)).factor(), view(qkv_gradient).destination(),
+                 workspace.data());
+  stream.synchronize();
+  std::vector<std::byte> bits(output.data(), output.data() + tensor_bytes(one, heads.type()));
+  bits.insert(bits.end(), qkv_gradient.data(), qkv_gradient.data() + tensor_bytes(three, heads.type()));
+  return bits;
+}
+
+TEST(Attention, TilesHeadsByAnyNumberOfThreads) {
+  constexpr host::HeadExtents kExtents{.records = 1, .length = 45, .heads = 3, .width = 32};
+  for (const MatrixPrecision precision : {MatrixPrecision::kFp32, MatrixPrecision::kBf16}) {
+    if (!host::AttentionHeads::handles(kExtents.width, precision)) GTEST_SKIP() << "no AVX-512, or no bf16";
+    const auto once = bits_of_heads(kExtents, precision, 1);
+    EXPECT_EQ(bits_of_heads(kExtents, precision, 2), once);
+    EXPECT_EQ(bits_of_heads(kExtents, precision, 4), once);
+  }
 }
 
 TEST(Attention, MatchesDifferences) {
