@@ -22,12 +22,8 @@ struct SigmoidFormula {
   PO_HD static float slope(float y) { return y * (1.0F - y); }
 };
 struct GeluFormula {
-  static constexpr float kDensityAtZero = 0.39894228040143268F;  // 1 / sqrt(2 pi)
-  PO_HD static float value(float x) { return x * normal_cdf(x, exp_of(-0.5F * x * x)); }
-  PO_HD static float slope(float x) {
-    const float decay = exp_of(-0.5F * x * x);
-    return normal_cdf(x, decay) + x * kDensityAtZero * decay;
-  }
+  PO_HD static float value(float x) { return x * normal_cdf(x); }
+  PO_HD static float slope(float x) { return gelu_slope(x); }
 };
 
 struct GeluTanhFormula {

@@ -60,6 +60,22 @@ TEST_P(ActivationTest, MatchesItsFormula) {
   EXPECT_LT(test::relative_error(layer.backward(dy), dx), tolerance::kElementwise);
 }
 
+// Where a formula is put together of pieces.
+TEST_P(ActivationTest, MatchesItsFormulaFromEndToEnd) {
+  constexpr std::int64_t kSteps = 4096;
+  std::vector<float> x;
+  for (std::int64_t i = 0; i < kSteps; ++i) x.push_back(static_cast<float>(i - kSteps / 2) / 256);
+  std::vector<double> y, dx;
+  for (const float value : x) {
+    y.push_back(GetParam().value(static_cast<double>(value)));
+    dx.push_back(GetParam().slope(static_cast<double>(value)));
+  }
+  PlannedLayer layer(GetParam().make(), {1, kSteps});
+  EXPECT_LT(test::relative_error(layer.forward(x), y), tolerance::kElementwise);
+  EXPECT_LT(test::relative_error(layer.backward(std::vector<float>(kSteps, 1.0F)), dx),
+            tolerance::kElementwise);
+}
+
 TEST_P(ActivationTest, MatchesDifferences) {
   PlannedLayer layer(GetParam().make(), {4, 10});
   auto x = test::random_values(40, 3);
