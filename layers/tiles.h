@@ -225,10 +225,50 @@ struct Sums {
   };
 };
 
+#if !defined(__CUDA_ARCH__)
+// The host's sums of wide rows: the rows are read as they lie, four at a time, while the sums of some columns
+// stay in the first-level cache. The additions and their order are those of the tiles.
+template <typename T, typename Store>
+PO_HD void sum_wide_columns(const Slab& slab, const T* values, std::int64_t columns, const Store& store) {
+  constexpr std::int64_t kMostColumns = 1024;
+  for (std::int64_t first = slab.column_begin; first < slab.column_end; first += kMostColumns) {
+    const std::int64_t left = slab.column_end - first, count = left < kMostColumns ? left : kMostColumns;
+    const auto value = [](const T* from) PO_INLINED { return load_tile<1>(from).value[0]; };
+    float sums[kMostColumns];
+    for (std::int64_t c = 0; c < count; ++c) sums[c] = 0;
+    std::int64_t r = slab.row_begin;
+    for (; r + 4 <= slab.row_end; r += 4) {
+      const T *const a = values + r * columns + first, *const b = a + columns, *const d = b + columns,
+                     *const e = d + columns;
+      PO_SIMD
+      for (std::int64_t c = 0; c < count; ++c) {
+        sums[c] = (((sums[c] + value(a + c)) + value(b + c)) + value(d + c)) + value(e + c);
+      }
+    }
+    for (; r < slab.row_end; ++r) {
+      const T* const row = values + r * columns + first;
+      PO_SIMD
+      for (std::int64_t c = 0; c < count; ++c) sums[c] += value(row + c);
+    }
+    const auto tile = [&]<int kWidth>(std::int64_t c, const RowSteps&) PO_INLINED {
+      Sums<1>::Of<kWidth> all;
+      for (int v = 0; v < kWidth; ++v) all.sum[0].value[v] = sums[c - first + v];
+      store.template operator()<kWidth>(c, all);
+    };
+    for_each_wide_tile({0, 1, first, first + count}, {0, 1, 1}, tile);
+  }
+}
+#endif
+
 // As sum_rows, of the columns of dense rows.
 template <typename Team, typename T, typename Store>
 PO_HD void sum_columns(const Team& team, const Slab& slab, const T* values, std::int64_t columns, bool packs,
                        const Store& store) {
+#if !defined(__CUDA_ARCH__)
+  if (slab.column_end - slab.column_begin > kWideTile) {
+    return sum_wide_columns(slab, values, columns, store);
+  }
+#endif
   sum_rows<Sums<1>::Of>(
       team, slab, packs,
       [&]<int kWidth>(std::int64_t c, const RowSteps& rows) PO_INLINED {
