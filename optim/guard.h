@@ -127,23 +127,16 @@ struct GradientSquares {
 #else
     // Lanes of a fixed number, so that the order is the same for vectors of any width.
     static_cast<void>(team);
-    constexpr int kLanes = 16;
-    float sum0[kLanes] = {}, sum1[kLanes] = {}, sum2[kLanes] = {}, sum3[kLanes] = {};
-    const std::int64_t quarter = n / (4 * kLanes) * kLanes;
-    for (std::int64_t i = 0; i < quarter; i += kLanes) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const float* const first = g + i + lane;
-        sum0[lane] += first[0] * first[0];
-        sum1[lane] += first[quarter] * first[quarter];
-        sum2[lane] += first[2 * quarter] * first[2 * quarter];
-        sum3[lane] += first[3 * quarter] * first[3 * quarter];
-      }
+    constexpr int kLanes = 64;
+    float sums[kLanes] = {};
+    const std::int64_t tail = n / kLanes * kLanes;
+    for (std::int64_t i = 0; i < tail; i += kLanes) {
+      PO_SIMD
+      for (int lane = 0; lane < kLanes; ++lane) sums[lane] += g[i + lane] * g[i + lane];
     }
     double sum = 0;
-    for (std::int64_t i = 4 * quarter; i < n; ++i) sum += static_cast<double>(g[i] * g[i]);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      sum += static_cast<double>((sum0[lane] + sum1[lane]) + (sum2[lane] + sum3[lane]));
-    }
+    for (std::int64_t i = tail; i < n; ++i) sum += static_cast<double>(g[i] * g[i]);
+    for (const float lane : sums) sum += static_cast<double>(lane);
     return sum;
 #endif
   }

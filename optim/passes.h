@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <type_traits>
 
 #include "kernels/runtime/bf16.h"
+#include "kernels/runtime/host/uncached.h"
 #include "kernels/runtime/pack.h"
 #include "optim/guard.h"
 #include "optim/plan.h"
@@ -39,12 +41,14 @@ struct StepArguments {
   float lr;
   float travel;                // what multiplies the direction, or the average step
   const StepRates* in_memory;  // of a repeated step; null: lr and travel above
+  bool uncached = false;       // the host writes predictions past its caches
 };
 
 // Where element 0 of an array would lie whose element `first` lies at `address`.
-PO_HD float* counted_from(std::int64_t first, float* address) {
-  const auto bytes = static_cast<std::uintptr_t>(first) * sizeof(float);
-  return reinterpret_cast<float*>(reinterpret_cast<std::uintptr_t>(address) - bytes);
+template <typename T>
+PO_HD T* counted_from(std::int64_t first, T* address) {
+  const auto bytes = static_cast<std::uintptr_t>(first) * sizeof(T);
+  return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(address) - bytes);
 }
 
 // An element of the predicted copy: fp32, or bf16.
@@ -159,13 +163,14 @@ struct CoastElements {
   }
 };
 
-struct RoundElements {
+template <typename Ahead>
+struct StoreElements {
   const float* __restrict__ values;
-  Bf16* __restrict__ rounded;
+  Ahead* __restrict__ stored;
 
   template <int kWidth>
   PO_HD void at(std::int64_t i) const {
-    rounded[i] = to_bf16(values[i]);
+    stored[i] = stored_as<Ahead>(values[i]);
   }
 };
 
@@ -213,36 +218,33 @@ struct StepBody {
 
   template <Update kUpdateNow, Prediction kPredictionNow, typename Team>
   PO_HD void run(std::int64_t row, const Team& team) const {
-    const StepArguments<Rule>& a = arguments;
-    const ArenaChunk chunk = a.chunks[row];
+    const ArenaChunk chunk = arguments.chunks[row];
 #if !defined(__CUDA_ARCH__)
-    // The host coasts in loops over the chunk, which is in its cache; the same operations in the same order.
-    if constexpr (kPredictionNow == Prediction::kGeometric && CoastsByStep<Rule>) {
-      if constexpr (std::is_same_v<Ahead, Bf16>) return coast_and_round<kUpdateNow>(row, team);
-      run<kUpdateNow, Prediction::kCopy>(row, team);
-      for (int i = 0; i < a.coast->steps; ++i) {
-        const CoastElements<Rule> elements{a.rule,      a.slots,          a.slot_stride,
-                                           a.predicted, a.coast->step[i], chunk.weight_decay};
-        for_all_elements(elements, chunk.begin, chunk.end, team);
-      }
-      return;
+    constexpr bool kCoasts = kPredictionNow == Prediction::kGeometric && CoastsByStep<Rule>;
+    if (kPredictionNow != Prediction::kNone && (kCoasts || arguments.uncached)) {
+      return run_by_blocks<kUpdateNow, kPredictionNow>(chunk, team);
     }
 #endif
-    const StepElements<Rule, kUpdateNow, kPredictionNow, Ahead> elements{
-        a.rule,
-        a.coast,
-        a.slots,
-        a.slot_stride,
-        a.step_average,
-        a.step_decay,
-        a.one_minus_step_decay,
-        a.weights,
-        a.gradients,
-        ahead(),
-        {a.state->scalars, a.in_memory == nullptr ? a.lr : a.in_memory->lr, chunk.weight_decay},
-        a.state->gradient_scale,
-        a.in_memory == nullptr ? a.travel : a.in_memory->travel};
-    for_all_elements(elements, chunk.begin, chunk.end, team);
+    for_all_elements(elements<kUpdateNow, kPredictionNow>(chunk, ahead()), chunk.begin, chunk.end, team);
+  }
+
+  template <Update kUpdateNow, Prediction kPredictionNow, typename Stored>
+  PO_HD StepElements<Rule, kUpdateNow, kPredictionNow, Stored> elements(const ArenaChunk& chunk,
+                                                                        Stored* predicted) const {
+    const StepArguments<Rule>& a = arguments;
+    return {a.rule,
+            a.coast,
+            a.slots,
+            a.slot_stride,
+            a.step_average,
+            a.step_decay,
+            a.one_minus_step_decay,
+            a.weights,
+            a.gradients,
+            predicted,
+            {a.state->scalars, a.in_memory == nullptr ? a.lr : a.in_memory->lr, chunk.weight_decay},
+            a.state->gradient_scale,
+            a.in_memory == nullptr ? a.travel : a.in_memory->travel};
   }
 
   PO_HD Ahead* ahead() const {
@@ -253,23 +255,55 @@ struct StepBody {
     }
   }
 
-  // On the host: what the loops of the steps read and write again stays fp32 until the last one.
-  template <Update kUpdateNow, typename Team>
-  PO_HD void coast_and_round(std::int64_t row, const Team& team) const {
-    const ArenaChunk chunk = arguments.chunks[row];
-    float chunk_ahead[kChunkElements];
-    StepBody<Rule, kUpdate, kPrediction, float> unrounded{arguments};
-    unrounded.arguments.predicted = counted_from(chunk.begin, chunk_ahead);
-    unrounded.template run<kUpdateNow, Prediction::kGeometric>(row, team);
-    for_all_elements(RoundElements{unrounded.arguments.predicted, arguments.rounded}, chunk.begin, chunk.end,
-                     team);
+#if !defined(__CUDA_ARCH__)
+  // On the host: predictions that are not written where they belong at once, but first into a block that
+  // stays in the cache.
+  static constexpr std::int64_t kBlockElements = 256;
+
+  template <Update kUpdateNow, Prediction kPredictionNow, typename Team>
+  PO_HD void run_by_blocks(const ArenaChunk& chunk, const Team& team) const {
+    ArenaChunk block = chunk;
+    for (; block.begin < chunk.end; block.begin = block.end) {
+      block.end = block.begin + kBlockElements < chunk.end ? block.begin + kBlockElements : chunk.end;
+      const auto bytes = static_cast<std::size_t>(block.end - block.begin) * sizeof(Ahead);
+      alignas(64) Ahead values[kBlockElements];
+      fill<kUpdateNow, kPredictionNow>(block, team, counted_from(block.begin, values));
+      if (arguments.uncached) {
+        host::copy_uncached(ahead() + block.begin, values, bytes);
+      } else {
+        std::memcpy(ahead() + block.begin, values, bytes);
+      }
+    }
+    if (arguments.uncached) host::end_uncached();
   }
+
+  template <Update kUpdateNow, Prediction kPredictionNow, typename Team>
+  PO_HD void fill(const ArenaChunk& block, const Team& team, Ahead* values) const {
+    if constexpr (kPredictionNow == Prediction::kGeometric && CoastsByStep<Rule>) {
+      // In loops over the block; the same operations in the same order, in fp32 until the last step.
+      float unrounded[kBlockElements];
+      float* const coasting = counted_from(block.begin, unrounded);
+      for_all_elements(elements<kUpdateNow, Prediction::kCopy>(block, coasting), block.begin, block.end,
+                       team);
+      for (int i = 0; i < arguments.coast->steps; ++i) {
+        const CoastElements<Rule> step{arguments.rule, arguments.slots,          arguments.slot_stride,
+                                       coasting,       arguments.coast->step[i], block.weight_decay};
+        for_all_elements(step, block.begin, block.end, team);
+      }
+      for_all_elements(StoreElements<Ahead>{coasting, values}, block.begin, block.end, team);
+    } else {
+      for_all_elements(elements<kUpdateNow, kPredictionNow>(block, values), block.begin, block.end, team);
+    }
+  }
+#endif
 };
 
 // One launch over the chunks of each type that the predicted elements have.
 template <typename Rule, Update kUpdate, Prediction kPrediction>
 void launch_body(Stream& stream, ChunkList chunks, StepArguments<Rule> given) {
   given.chunks = chunks.data;
+  const std::int64_t most_elements = chunks.count * kChunkElements;
+  given.uncached = float_bytes(most_elements) >= host::kUncachedBytes;
   if constexpr (kPrediction != Prediction::kNone) {
     for_each_row(stream, chunks.rounded, kChunkElements, StepBody<Rule, kUpdate, kPrediction, Bf16>{given});
     given.chunks += chunks.rounded;
