@@ -30,6 +30,8 @@ template <typename Function>
 void with_counts(const Traffic& traffic, const Function& function) {
   const std::size_t updated = 10 * traffic.read.size() + traffic.kept.size();
   switch (100 * updated + 10 * traffic.written.size() + traffic.rounded.size()) {
+    case 1000:
+      return function.template operator()<1, 0, 0, 0>();
     case 1110:
       return function.template operator()<1, 1, 1, 0>();
     case 1120:
