@@ -16,14 +16,13 @@ struct DeviceLoop {
   float zero;  // at run time, so that the compiler cannot leave out anything
 
   static constexpr int kWidth = 4;
-  static constexpr float kUnlikely = 1.2345678e30F;
   PO_HD void operator()(std::int64_t i) const { at<1>(i); }
   template <int kPack>
   PO_HD void at(std::int64_t i) const {
     Pack<kPack> sum = load_pack<kPack>(read[0] + i);
     for (int k = 1; k < kRead; ++k) add(sum, load_pack<kPack>(read[k] + i), 1);
     if constexpr (kKept + kWritten + kRounded == 0) {
-      // Never true, which the compiler does not know.
+      constexpr float kUnlikely = 1.2345678e30F;  // the compiler cannot know that no sum is this
       if (sum.value[0] + zero == kUnlikely) store_pack(const_cast<float*>(read[0]) + i, sum);
     }
     for (int k = 0; k < kKept; ++k) {

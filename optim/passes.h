@@ -220,9 +220,9 @@ struct StepBody {
   PO_HD void run(std::int64_t row, const Team& team) const {
     const ArenaChunk chunk = arguments.chunks[row];
 #if !defined(__CUDA_ARCH__)
-    constexpr bool kCoasts = kPredictionNow == Prediction::kGeometric && CoastsByStep<Rule>;
-    if (kPredictionNow != Prediction::kNone && (kCoasts || arguments.uncached)) {
-      return run_by_blocks<kUpdateNow, kPredictionNow>(chunk, team);
+    if constexpr (kPredictionNow != Prediction::kNone) {
+      constexpr bool kCoasts = kPredictionNow == Prediction::kGeometric && CoastsByStep<Rule>;
+      if (kCoasts || arguments.uncached) return run_by_blocks<kUpdateNow, kPredictionNow>(chunk, team);
     }
 #endif
     for_all_elements(elements<kUpdateNow, kPredictionNow>(chunk, ahead()), chunk.begin, chunk.end, team);
