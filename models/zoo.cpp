@@ -14,6 +14,7 @@
 #include "layers/conv2d.h"
 #include "layers/dropout.h"
 #include "layers/embedding.h"
+#include "layers/flatten.h"
 #include "layers/last_step.h"
 #include "layers/layer_norm.h"
 #include "layers/linear.h"

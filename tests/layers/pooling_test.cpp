@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "layers/flatten.h"
 #include "tests/support/finite_difference.h"
 #include "tests/support/tolerances.h"
 

@@ -10,6 +10,7 @@
 #include "layers/concat.h"
 #include "layers/conv2d.h"
 #include "layers/dropout.h"
+#include "layers/flatten.h"
 #include "layers/linear.h"
 #include "layers/pooling.h"
 #include "layers/residual.h"
