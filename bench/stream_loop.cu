@@ -22,6 +22,7 @@ struct DeviceLoop {
     Pack<kPack> sum = load_pack<kPack>(read[0] + i);
     for (int k = 1; k < kRead; ++k) add(sum, load_pack<kPack>(read[k] + i), 1);
     if constexpr (kKept + kWritten + kRounded == 0) {
+      static_assert(kRead == 1);                  // which would be written back as it is
       constexpr float kUnlikely = 1.2345678e30F;  // the compiler cannot know that no sum is this
       if (sum.value[0] + zero == kUnlikely) store_pack(const_cast<float*>(read[0]) + i, sum);
     }

@@ -30,7 +30,15 @@ struct StreamLoop {
   float zero;  // at run time, so that the compiler cannot leave out anything
 
   void operator()(Part part) const {
-    if constexpr (kKept + kWritten + kRounded == 0) return only_read(part);
+    if constexpr (kKept + kWritten + kRounded == 0) {
+      only_read(part);
+    } else {
+      read_and_write(part);
+    }
+  }
+
+ private:
+  void read_and_write(Part part) const {
     for (std::int64_t i = part.begin; i < part.end; i += kLanes) {
       __m256 sum = _mm256_load_ps(read[0] + i);
       for (int k = 1; k < kRead; ++k) sum = _mm256_add_ps(sum, _mm256_load_ps(read[k] + i));
@@ -50,17 +58,15 @@ struct StreamLoop {
     }
   }
 
- private:
   // As many sums as hide the time that an addition takes.
   void only_read(Part part) const {
+    static_assert(kRead == 1);
     constexpr int kSums = 4;
     __m256 sums[kSums] = {};
     std::int64_t i = part.begin;
     for (; i + kSums * kLanes <= part.end; i += kSums * kLanes) {
       for (int s = 0; s < kSums; ++s) {
-        for (int k = 0; k < kRead; ++k) {
-          sums[s] = _mm256_add_ps(sums[s], _mm256_load_ps(read[k] + i + s * kLanes));
-        }
+        sums[s] = _mm256_add_ps(sums[s], _mm256_load_ps(read[0] + i + s * kLanes));
       }
     }
     for (; i < part.end; i += kLanes) sums[0] = _mm256_add_ps(sums[0], _mm256_load_ps(read[0] + i));

@@ -28,7 +28,8 @@ struct AttentionOptions {
 // again, so that no memory in flight grows with the square of T. Each thread of the host goes through one
 // head after the other, CUDA through groups of records whose scores fit a bounded workspace. Rows of scores
 // are made in blocks, which leave out most of what the mask hides. On a host with AVX-512 heads of features
-// in sixteens are host::AttentionHeads; in bf16 only there is what lies between the maps bf16, too.
+// in sixteens are host::AttentionHeads; with factors in bf16 what lies between the maps is bf16 there,
+// and nowhere else.
 class CausalSelfAttention final : public Layer {
  public:
   // Throws std::invalid_argument unless both are positive and the heads divide the features.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <stdexcept>
 #include <type_traits>
 
@@ -73,8 +72,8 @@ struct StepBody {
   }
 
 #if !defined(__CUDA_ARCH__)
-  // On the host: predictions that are not written where they belong at once, but first into a block that
-  // stays in the cache.
+  // On the host: where predictions coast in loops, or are written past the caches, by blocks that stay in the
+  // first-level cache meanwhile.
   static constexpr std::int64_t kBlockElements = 256;
 
   template <Update kUpdateNow, Prediction kPredictionNow, typename Team>
@@ -82,14 +81,14 @@ struct StepBody {
     ArenaChunk block = chunk;
     for (; block.begin < chunk.end; block.begin = block.end) {
       block.end = block.begin + kBlockElements < chunk.end ? block.begin + kBlockElements : chunk.end;
-      const auto bytes = static_cast<std::size_t>(block.end - block.begin) * sizeof(Ahead);
+      if (!arguments.uncached) {
+        fill<kUpdateNow, kPredictionNow>(block, team, ahead());
+        continue;
+      }
       alignas(64) Ahead values[kBlockElements];
       fill<kUpdateNow, kPredictionNow>(block, team, counted_from(block.begin, values));
-      if (arguments.uncached) {
-        host::copy_uncached(ahead() + block.begin, values, bytes);
-      } else {
-        std::memcpy(ahead() + block.begin, values, bytes);
-      }
+      host::copy_uncached(ahead() + block.begin, values,
+                          static_cast<std::size_t>(block.end - block.begin) * sizeof(Ahead));
     }
     if (arguments.uncached) host::end_uncached();
   }
@@ -99,7 +98,8 @@ struct StepBody {
     if constexpr (kPredictionNow == Prediction::kGeometric && CoastsByStep<Rule>) {
       // In loops over the block; the same operations in the same order, in fp32 until the last step.
       float unrounded[kBlockElements];
-      float* const coasting = counted_from(block.begin, unrounded);
+      float* coasting = counted_from(block.begin, unrounded);
+      if constexpr (std::is_same_v<Ahead, float>) coasting = values;
       for_all_elements(elements<kUpdateNow, Prediction::kCopy>(block, coasting), block.begin, block.end,
                        team);
       for (int i = 0; i < arguments.coast->steps; ++i) {
@@ -107,7 +107,9 @@ struct StepBody {
                                        coasting,       arguments.coast->step[i], block.weight_decay};
         for_all_elements(step, block.begin, block.end, team);
       }
-      for_all_elements(StoreElements<Ahead>{coasting, values}, block.begin, block.end, team);
+      if constexpr (std::is_same_v<Ahead, Bf16>) {
+        for_all_elements(RoundElements{coasting, values}, block.begin, block.end, team);
+      }
     } else {
       for_all_elements(elements<kUpdateNow, kPredictionNow>(block, values), block.begin, block.end, team);
     }
@@ -119,13 +121,13 @@ struct StepBody {
 template <typename Rule, Update kUpdate, Prediction kPrediction>
 void launch_body(Stream& stream, ChunkList chunks, StepArguments<Rule> given) {
   given.chunks = chunks.data;
-  const std::int64_t most_elements = chunks.count * kChunkElements;
-  given.uncached = float_bytes(most_elements) >= host::kUncachedBytes;
   if constexpr (kPrediction != Prediction::kNone) {
+    given.uncached = host::leaves_caches(chunks.rounded * kChunkElements, sizeof(Bf16));
     for_each_row(stream, chunks.rounded, kChunkElements, StepBody<Rule, kUpdate, kPrediction, Bf16>{given});
     given.chunks += chunks.rounded;
     chunks.count -= chunks.rounded;
   }
+  given.uncached = host::leaves_caches(chunks.count * kChunkElements, sizeof(float));
   for_each_row(stream, chunks.count, kChunkElements, StepBody<Rule, kUpdate, kPrediction, float>{given});
 }
 

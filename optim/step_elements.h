@@ -160,14 +160,13 @@ struct CoastElements {
   }
 };
 
-template <typename Ahead>
-struct StoreElements {
+struct RoundElements {
   const float* __restrict__ values;
-  Ahead* __restrict__ stored;
+  Bf16* __restrict__ rounded;
 
   template <int kWidth>
   PO_HD void at(std::int64_t i) const {
-    stored[i] = stored_as<Ahead>(values[i]);
+    rounded[i] = to_bf16(values[i]);
   }
 };
 

@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 
 #include "kernels/runtime/buffer.h"
+#include "kernels/runtime/macros.h"
 #include "layers/host/factors.h"
 
 namespace pipeoptim::host {
@@ -28,8 +30,10 @@ struct Head {
   float *exponents, *inverses;  // [T]: the softmax's largest exponent of 2, and one over its sum
   Value *output, *q_gradient, *k_gradient, *v_gradient;
   std::int64_t stride;  // of the output; the gradients have that of q
+  bool has_next;        // the record has another head behind this one
 
-  // Packed: [dword of columns][row], [row][dword of columns], [dword of rows][column].
+  // Packed: [dword of columns][row], [row][dword of columns], [dword of rows][column]. The last two are the
+  // same in fp32, and one array of k.
   std::uint32_t *q_transposed, *output_gradient_transposed, *k_rows, *v_rows;
   std::uint32_t *q_columns, *k_columns, *v_columns, *output_gradient_columns;
   float *scores, *score_gradients;          // [key][query] of a block
@@ -161,10 +165,10 @@ PO_BF16_PAIRS inline void make_numerators(const Head<Factors>& head, std::int64_
 }
 
 // Asks for a block's rows from `first` on before they are read or written: no processor foresees short pieces
-// of memory so far apart.
+// of memory so far apart. Inlined for sure: GCC leaves out calls of functions that do nothing else.
 template <typename Factors>
-void prefetch_block(const Head<Factors>& head, const typename Factors::Value* rows, std::int64_t stride,
-                    std::int64_t first) {
+PO_INLINED inline void prefetch_block(const Head<Factors>& head, const typename Factors::Value* rows,
+                                      std::int64_t stride, std::int64_t first) {
   constexpr std::int64_t kLine = 64 / sizeof(*rows);
   const std::int64_t end = std::min(first + kBlock, head.length);
   for (std::int64_t row = first; row < end; ++row) {
@@ -173,8 +177,9 @@ void prefetch_block(const Head<Factors>& head, const typename Factors::Value* ro
 }
 // Of those that the next head has beside this one's.
 template <typename Factors>
-void prefetch_next(const Head<Factors>& head, const Rows<Factors>& rows, std::int64_t first) {
-  prefetch_block(head, rows.from + head.width, rows.stride, first);
+PO_INLINED inline void prefetch_next(const Head<Factors>& head, const Rows<Factors>& rows,
+                                     std::int64_t first) {
+  if (head.has_next) prefetch_block(head, rows.from + head.width, rows.stride, first);
 }
 
 template <typename Factors>
@@ -252,7 +257,7 @@ PO_BF16_PAIRS void run_backward(const Head<Factors>& head) {
   pack_rows(head.k, head.padded, head.k_rows);
   pack_rows(head.v, head.padded, head.v_rows);
   pack_columns(head.q, head.padded, head.q_columns);
-  if (head.k_columns != head.k_rows) pack_columns(head.k, head.padded, head.k_columns);
+  if constexpr (Factors::kValues > 1) pack_columns(head.k, head.padded, head.k_columns);
   pack_columns(head.output_gradient, head.padded, head.output_gradient_columns);
   const float scale = head.scale(), one = 1;
   const std::int64_t stride = head.q.stride;
@@ -295,7 +300,7 @@ std::size_t place_scratch(Head<Factors>& head, std::byte* memory) {
     layout.place(*packed, dwords);
   }
   head.k_columns = head.k_rows;
-  if (Factors::kValues > 1) layout.place(head.k_columns, dwords);
+  if constexpr (Factors::kValues > 1) layout.place(head.k_columns, dwords);
   layout.place(head.scores, head.padded * kBlock);
   layout.place(head.score_gradients, head.padded * kBlock);
   layout.place(head.block_keys, head.padded / Factors::kValues * kBlock);

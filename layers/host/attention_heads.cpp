@@ -56,6 +56,7 @@ Head<FactorsOf<Value>> make_head(const HeadExtents& e, const AttentionHeads::Ope
   head.exponents = operands.normalizers + index * 2 * e.length;
   head.inverses = head.exponents + e.length;
   head.stride = features;
+  head.has_next = index % e.heads + 1 < e.heads;
   return head;
 }
 

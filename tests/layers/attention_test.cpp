@@ -282,11 +282,43 @@ std::vector<std::byte> bits_of_heads(const host::HeadExtents& extents, MatrixPre
 TEST(Attention, TilesHeadsByAnyNumberOfThreads) {
   constexpr host::HeadExtents kExtents{.records = 1, .length = 45, .heads = 3, .width = 32};
   for (const MatrixPrecision precision : {MatrixPrecision::kFp32, MatrixPrecision::kBf16}) {
-    if (!host::AttentionHeads::handles(kExtents.width, precision)) GTEST_SKIP() << "no AVX-512, or no bf16";
+    if (!host::AttentionHeads::handles(kExtents.width, precision)) continue;
     const auto once = bits_of_heads(kExtents, precision, 1);
     EXPECT_EQ(bits_of_heads(kExtents, precision, 2), once);
     EXPECT_EQ(bits_of_heads(kExtents, precision, 4), once);
   }
+}
+
+// Scores some hundreds apart: probabilities still add up to 1, so that equal values come out as they are, and
+// their gradients add up to the outputs'.
+TEST(Attention, TilesHeadsOfLargeScores) {
+  constexpr host::HeadExtents kExtents{.records = 1, .length = 45, .heads = 1, .width = 32};
+  constexpr std::size_t kLength = 45, kWidth = 32, kRow = 3 * kWidth;
+  if (!host::AttentionHeads::handles(kExtents.width, MatrixPrecision::kFp32)) GTEST_SKIP() << "no AVX-512";
+  std::vector<float> qkv = random_values(kLength * kRow, 21, 30), dy = random_values(kLength * kWidth, 22);
+  for (std::size_t i = 0; i < qkv.size(); ++i) {
+    if (i % kRow >= 2 * kWidth) qkv[i] = static_cast<float>(i % kWidth + 1);
+  }
+  std::vector<float> y(dy.size()), gradient(qkv.size()), normalizers(2 * kLength);
+  const host::AttentionHeads heads(1, kExtents, MatrixPrecision::kFp32);
+  Memory workspace(Device::host(), heads.workspace_bytes());
+  Stream stream(Device::host(), {.threads = 1});
+  heads.forward(stream, {qkv.data(), normalizers.data()}, y.data(), workspace.data());
+  heads.backward(stream, {qkv.data(), normalizers.data()}, dy.data(), gradient.data(), workspace.data());
+  stream.synchronize();
+  for (std::size_t c = 0; c < kWidth; ++c) {
+    const double value = static_cast<double>(c + 1);
+    double given = 0, passed = 0, size = 0;
+    for (std::size_t t = 0; t < kLength; ++t) {
+      EXPECT_NEAR(y[t * kWidth + c], value, tolerance::kAttention * value);
+      given += dy[t * kWidth + c];
+      size += std::abs(dy[t * kWidth + c]);
+      passed += gradient[t * kRow + 2 * kWidth + c];
+    }
+    EXPECT_NEAR(passed, given, tolerance::kAttention * size) << c;
+  }
+  EXPECT_TRUE(
+      std::all_of(gradient.begin(), gradient.end(), [](float value) { return std::isfinite(value); }));
 }
 
 TEST(Attention, MatchesDifferences) {

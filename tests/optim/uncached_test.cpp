@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <type_traits>
+
 #include "tests/optim/optimizer_run.h"
 
 namespace pipeoptim::test {
@@ -11,8 +13,10 @@ namespace {
 constexpr std::int64_t kDecaying =
     5;  // elements of the first group: the chunks behind it begin at odd addresses
 constexpr std::int64_t kPeriod = 4099;  // of the values behind it
-constexpr std::int64_t kLarge =
-    kDecaying + static_cast<std::int64_t>(host::kUncachedBytes / sizeof(float)) + 1234;
+// Elements that are enough.
+template <typename Ahead>
+constexpr std::int64_t kLarge = kDecaying + static_cast<std::int64_t>(host::kUncachedBytes / sizeof(Ahead)) +
+                                1234;
 
 OptimizerArena arena_of(std::int64_t elements, bool rounded) {
   return {.elements = elements,
@@ -55,8 +59,10 @@ std::vector<Ahead> predictions(const OptimizerConfig& config, std::int64_t eleme
 template <typename Ahead>
 void expect_periodic(const OptimizerConfig& config) {
   const std::vector<Ahead> small = predictions<Ahead>(config, kDecaying + kPeriod, 1);
-  const std::vector<Ahead> large = predictions<Ahead>(config, kLarge, 2);
-  for (std::int64_t i = 0; i < kLarge; ++i) {
+  ASSERT_TRUE(host::leaves_caches(kLarge<Ahead>, sizeof(Ahead)));
+  ASSERT_FALSE(host::leaves_caches(kDecaying + kPeriod, sizeof(Ahead)));
+  const std::vector<Ahead> large = predictions<Ahead>(config, kLarge<Ahead>, 2);
+  for (std::int64_t i = 0; i < kLarge<Ahead>; ++i) {
     const Ahead &one = large[static_cast<std::size_t>(i)],
                 &other = small[static_cast<std::size_t>(periodic(i))];
     ASSERT_EQ(std::memcmp(&one, &other, sizeof(Ahead)), 0) << "element " << i;

@@ -13,8 +13,11 @@
 
 namespace pipeoptim::host {
 
-// Arrays of so many bytes are written past the caches: a last-level cache seldom holds more.
+// Results of so many bytes are written past the caches: a last-level cache seldom holds more.
 inline constexpr std::size_t kUncachedBytes = std::size_t{32} << 20;
+inline bool leaves_caches(std::int64_t elements, std::size_t bytes_of_element) {
+  return static_cast<std::size_t>(elements) * bytes_of_element >= kUncachedBytes;
+}
 
 // Other threads see what was copied after they have seen end_uncached().
 inline __attribute__((always_inline)) void copy_uncached(void* to, const void* from, std::size_t bytes) {
