@@ -73,14 +73,16 @@ PO_HD float tanh_of(float x) {
 }
 
 #if !defined(__CUDA_ARCH__)
-// x P(x^2) / Q(x^2), the coefficients from the lowest power on, Q's first one 1.
+// 1/2 + x P(x^2) / Q(x^2) from -end to end, the coefficients from the lowest power on; 0 and 1 beyond.
 template <int kP, int kQ>
-PO_HD float odd_quotient(float x, const float (&p)[kP], const float (&q)[kQ]) {
+PO_HD float rise(float x, float end, const float (&p)[kP], const float (&q)[kQ]) {
   const float square = x * x;
   float over = p[kP - 1], under = q[kQ - 1];
   for (int i = kP - 2; i >= 0; --i) over = over * square + p[i];
   for (int i = kQ - 2; i >= 0; --i) under = under * square + q[i];
-  return x * over / under;
+  const float inside = 0.5F + x * over / under;
+  const float above = x > end ? 1.0F : inside;
+  return x < -end ? 0.0F : above;
 }
 #endif
 
@@ -94,9 +96,7 @@ PO_HD float normal_cdf(float x) {
                           0.000164322062F, 6.36002447e-06F, 2.33867242e-08F};
   constexpr float kQ[] = {1.0F,           0.250317946F,    0.0283787073F,
                           0.00185898357F, 7.24003128e-05F, 1.21659101e-06F};
-  const float inside = 0.5F + odd_quotient(x, kP, kQ);
-  const float above = x > 5.3F ? 1.0F : inside;
-  return x < -5.3F ? 0.0F : above;
+  return rise(x, 5.3F, kP, kQ);
 #endif
 }
 
@@ -110,9 +110,7 @@ PO_HD float gelu_slope(float x) {
   constexpr float kP[] = {0.797884715F,    -0.0437150034F,   0.0146087501F,   -0.000184040593F,
                           3.26722082e-05F, -1.59674995e-07F, 3.39837486e-09F, -1.89449517e-11F};
   constexpr float kQ[] = {1.0F, 0.278546382F, 0.036153915F, 0.00283933117F, 0.000141900934F, 4.9576426e-06F};
-  const float inside = 0.5F + odd_quotient(x, kP, kQ);
-  const float above = x > 5.8F ? 1.0F : inside;
-  return x < -5.8F ? 0.0F : above;
+  return rise(x, 5.8F, kP, kQ);
 #endif
 }
 

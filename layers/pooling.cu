@@ -68,6 +68,12 @@ std::int64_t pixels_of(const Shape& shape) { return shape[0] * shape[1] * shape[
 std::int64_t lines_of(const Shape& shape) { return shape[0] * shape[1]; }
 std::int64_t line_length(const Shape& shape) { return shape[2] * shape[3]; }
 
+// Over all lines of the tensor that the pass writes.
+template <Pass kPass, typename Body>
+void for_each_line(Stream& stream, const Shape& written, const Body& body) {
+  for_each_row(stream, lines_of(written), line_length(written), Line<kPass, Body>{body});
+}
+
 VendorPoolSpec vendor_spec(PoolKind kind, const PoolOptions& options, const Shape& input,
                            const Shape& output) {
   return {.kind = kind,
@@ -126,9 +132,10 @@ void MaxPool2d::forward(const ForwardContext& context) const {
   with_type_of(context.input, [&]<typename T>() {
     const T* const x = values_of<T>(context.input);
     T* const y = values_of<T>(context.output);
-    for_each_row(context.stream, lines_of(context.output.shape), line_length(context.output.shape),
-                 MaxForward<T>{x, y, reinterpret_cast<std::int32_t*>(context.stash),
-                               windows_of(options_, context.input.shape, x, y, context.stash)});
+    for_each_line<Pass::kForward>(
+        context.stream, context.output.shape,
+        MaxForward<T>{x, y, reinterpret_cast<std::int32_t*>(context.stash),
+                      windows_of(options_, context.input.shape, x, y, context.stash)});
   });
 }
 void MaxPool2d::backward_input(const BackwardContext& context) const {
@@ -137,9 +144,10 @@ void MaxPool2d::backward_input(const BackwardContext& context) const {
   with_type_of(context.output_gradient, [&]<typename T>() {
     const T* const dy = values_of<T>(context.output_gradient);
     T* const dx = values_of<T>(context.input_gradient);
-    for_each_row(context.stream, lines_of(input), line_length(input),
-                 MaxBackward<T>{dy, dx, reinterpret_cast<const std::int32_t*>(context.stash),
-                                windows_of(options_, input, dy, dx, context.stash)});
+    for_each_line<Pass::kBackward>(
+        context.stream, input,
+        MaxBackward<T>{dy, dx, reinterpret_cast<const std::int32_t*>(context.stash),
+                       windows_of(options_, input, dy, dx, context.stash)});
   });
 }
 
@@ -155,8 +163,8 @@ void AvgPool2d::forward(const ForwardContext& context) const {
   with_type_of(context.input, [&]<typename T>() {
     const T* const x = values_of<T>(context.input);
     T* const y = values_of<T>(context.output);
-    for_each_row(context.stream, lines_of(context.output.shape), line_length(context.output.shape),
-                 AverageForward<T>{x, y, windows_of(options_, context.input.shape, x, y)});
+    for_each_line<Pass::kForward>(context.stream, context.output.shape,
+                                  AverageForward<T>{x, y, windows_of(options_, context.input.shape, x, y)});
   });
 }
 void AvgPool2d::backward_input(const BackwardContext& context) const {
@@ -165,8 +173,8 @@ void AvgPool2d::backward_input(const BackwardContext& context) const {
   with_type_of(context.output_gradient, [&]<typename T>() {
     const T* const dy = values_of<T>(context.output_gradient);
     T* const dx = values_of<T>(context.input_gradient);
-    for_each_row(context.stream, lines_of(input), line_length(input),
-                 AverageBackward<T>{dy, dx, windows_of(options_, input, dy, dx)});
+    for_each_line<Pass::kBackward>(context.stream, input,
+                                   AverageBackward<T>{dy, dx, windows_of(options_, input, dy, dx)});
   });
 }
 

@@ -63,6 +63,10 @@ struct Windows {
     }
 #endif
   }
+  // Where the channels of an output pixel begin.
+  PO_HD std::int64_t output(std::int64_t record, std::int32_t y, std::int32_t x) const {
+    return ((record * out_height + y) * out_width + x) * channels;
+  }
   PO_HD static std::int32_t larger(std::int32_t a, std::int32_t b) { return a > b ? a : b; }
   PO_HD static std::int32_t smaller(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
   // The positions in the window of output position `at`, inside [0, extent), or the output positions whose
@@ -81,6 +85,17 @@ struct Windows {
   }
 };
 
+// A line of a pass: the tiles of `body`, which has its windows as `at`.
+template <Pass kPass, typename Body>
+struct Line {
+  Body body;
+
+  template <typename Team>
+  PO_HD void operator()(std::int64_t line, const Team& team) const {
+    body.at.template each_tile<kPass>(line, body, team);
+  }
+};
+
 template <typename T>
 struct MaxForward {
   const T* x;
@@ -88,10 +103,6 @@ struct MaxForward {
   std::int32_t* chosen;  // position of the maximum inside the record's plane
   Windows at;
 
-  template <typename Team>
-  PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile<Pass::kForward>(line, *this, team);
-  }
   template <int kWidth>
   PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const T* plane = x + here.record * at.height * at.width * at.channels + c;
@@ -129,15 +140,11 @@ struct MaxBackward {
   const std::int32_t* chosen;
   Windows at;
 
-  template <typename Team>
-  PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile<Pass::kBackward>(line, *this, team);
-  }
   template <int kWidth>
   PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const auto position = static_cast<std::int32_t>(here.y * at.width + here.x);
     const auto add_window = [&](std::int32_t oy, std::int32_t ox, Pack<kWidth>& sum) PO_INLINED {
-      const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
+      const std::int64_t from = at.output(here.record, oy, ox) + c;
       const auto where = load_tile<kWidth>(chosen + from);
       const auto gradient = load_tile<kWidth>(dy + from);
       PO_SIMD
@@ -179,10 +186,6 @@ struct AverageForward {
   T* y;
   Windows at;
 
-  template <typename Team>
-  PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile<Pass::kForward>(line, *this, team);
-  }
   template <int kWidth>
   PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const T* plane = x + here.record * at.height * at.width * at.channels + c;
@@ -203,18 +206,13 @@ struct AverageBackward {
   T* dx;
   Windows at;
 
-  template <typename Team>
-  PO_HD void operator()(std::int64_t line, const Team& team) const {
-    at.each_tile<Pass::kBackward>(line, *this, team);
-  }
   template <int kWidth>
   PO_HD void tile(const Windows::Pixel& here, Area met, std::int64_t c) const {
     const float share = 1.0F / static_cast<float>(at.kernel * at.kernel);
     Pack<kWidth> sum{};
     for (std::int32_t oy = met.rows.begin; oy < met.rows.end; ++oy) {
       for (std::int32_t ox = met.columns.begin; ox < met.columns.end; ++ox) {
-        const std::int64_t from = ((here.record * at.out_height + oy) * at.out_width + ox) * at.channels + c;
-        add<kWidth>(sum, load_tile<kWidth>(dy + from), share);
+        add<kWidth>(sum, load_tile<kWidth>(dy + at.output(here.record, oy, ox) + c), share);
       }
     }
     store_tile(dx + here.index * at.channels + c, sum);

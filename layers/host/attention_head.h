@@ -53,8 +53,8 @@ PO_BF16_PAIRS inline __m512 power_of_two(__m512 x) {
   const __m512 r = _mm512_sub_ps(bounded, whole);
   __m512 power = _mm512_set1_ps(1.33335581e-3F);
   if constexpr (Factors::kValues == 1) {
-    power = _mm512_fmadd_ps(_mm512_set1_ps(1.52527338e-5F), r, _mm512_set1_ps(1.54035304e-4F));
-    power = _mm512_fmadd_ps(power, r, _mm512_set1_ps(1.33335581e-3F));
+    const __m512 tail = _mm512_fmadd_ps(_mm512_set1_ps(1.52527338e-5F), r, _mm512_set1_ps(1.54035304e-4F));
+    power = _mm512_fmadd_ps(tail, r, power);
   }
   power = _mm512_fmadd_ps(power, r, _mm512_set1_ps(9.61812911e-3F));
   power = _mm512_fmadd_ps(power, r, _mm512_set1_ps(5.55041087e-2F));

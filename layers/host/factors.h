@@ -28,7 +28,7 @@ struct Fp32Factors {
   PO_BF16_PAIRS static void store(float* to, __m512 values) { _mm512_storeu_ps(to, values); }
   PO_BF16_PAIRS static void store(float* to, const __m512 (&values)[2]) {
     _mm512_store_ps(to, values[0]);
-    _mm512_store_ps(to + 16, values[1]);
+    _mm512_store_ps(to + kLanes, values[1]);
   }
 };
 struct Bf16Factors {

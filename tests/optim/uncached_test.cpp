@@ -10,9 +10,9 @@
 namespace pipeoptim::test {
 namespace {
 
-constexpr std::int64_t kDecaying =
-    5;  // elements of the first group: the chunks behind it begin at odd addresses
-constexpr std::int64_t kPeriod = 4099;  // of the values behind it
+// Elements of the first group, so that the chunks behind it begin at odd addresses, and those until the
+// values behind it repeat.
+constexpr std::int64_t kDecaying = 5, kPeriod = 4099;
 // Elements that are enough.
 template <typename Ahead>
 constexpr std::int64_t kLarge = kDecaying + static_cast<std::int64_t>(host::kUncachedBytes / sizeof(Ahead)) +

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/runtime/macros.h"
+
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
@@ -20,7 +22,7 @@ inline bool leaves_caches(std::int64_t elements, std::size_t bytes_of_element) {
 }
 
 // Other threads see what was copied after they have seen end_uncached().
-inline __attribute__((always_inline)) void copy_uncached(void* to, const void* from, std::size_t bytes) {
+PO_INLINED inline void copy_uncached(void* to, const void* from, std::size_t bytes) {
 #if defined(__x86_64__)
   constexpr std::size_t kStore = sizeof(__m128i);
   auto* target = static_cast<std::byte*>(to);
