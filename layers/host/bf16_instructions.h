@@ -22,10 +22,15 @@ inline bool multiplies_bf16_pairs() {
 }
 
 #if defined(__x86_64__)
-// 16 values from `at` on as dwords; null stands for zeros.
-PO_BF16_PAIRS inline __m512i widened(const Bf16* values, std::int64_t at = 0) {
-  if (values == nullptr) return _mm512_setzero_si512();
-  return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + at)));
+// 16 values of two rows from `at` on in pairs, a dword each; null stands for zeros.
+PO_BF16_PAIRS inline __m512i paired(const Bf16* first, const Bf16* second, std::int64_t at) {
+  const __m512i places = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
+                                          38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const auto lower = [at](const Bf16* values) PO_BF16_PAIRS {
+    if (values == nullptr) return _mm512_setzero_si512();
+    return _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + at)));
+  };
+  return _mm512_permutex2var_epi16(lower(first), places, lower(second));
 }
 #endif
 

@@ -74,8 +74,7 @@ PO_BF16_PAIRS inline void pack_columns(const Rows<Bf16Factors>& rows, std::int64
   for (std::int64_t r = 0; r < padded; r += 2) {
     const Bf16 *const first = rows.row(r), *const second = rows.row(r + 1);
     for (std::int64_t c = 0; c < rows.width; c += kLanes, to += kLanes) {
-      const __m512i upper = _mm512_slli_epi32(widened(second, c), 16);
-      _mm512_store_si512(to, _mm512_or_si512(widened(first, c), upper));
+      _mm512_store_si512(to, paired(first, second, c));
     }
   }
 }

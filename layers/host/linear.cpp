@@ -1,7 +1,8 @@
 // Linear maps on the host: oneDNN's matmul primitives, which take weights as they lie in the arena, add bias
 // and activation while a product is in registers, and ask for their memory when they are planned. dnnl_sgemm
 // is not faster, gives a second thread nothing to do where rows are few and a factor is transposed (half the
-// speed at 128 x 1024 x 1024), and takes some 11 MiB a thread that nobody has planned.
+// speed at 128 x 1024 x 1024), and takes some 11 MiB a thread that nobody has planned. Many rows in bf16 are
+// multiplied by tiles of our own.
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -12,6 +13,7 @@
 #include "layers/host/dnnl_versions.h"
 #include "layers/host/planning.h"
 #include "layers/host/staged_primitive.h"
+#include "layers/host/tiled_linear.h"
 #include "layers/rounding.h"
 
 namespace pipeoptim::host {
@@ -78,15 +80,13 @@ class HostLinear final : public LinearPlan {
             {.input = spec.rows * spec.in, .weights = spec.in * spec.out, .output = spec.rows * spec.out},
             spec.types, workspace_) {
     if (rounds()) require_bf16();
-    const PlanningThreads guard(threads);
-    const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-    make_forward(engine);
-    make_backward_input(engine);
-    make_backward_weights(engine, GradientMode::kStore);
-    make_backward_weights(engine, GradientMode::kAdd);
+    if (TiledLinear::handles(spec)) {
+      tiled_.emplace(threads, spec);
+    } else {
+      make_primitives();
+    }
     behind_ = workspace_.reserve(
-        std::max({forward_->workspace_bytes(), input_->workspace_bytes(), store_->workspace_bytes(),
-                  add_->workspace_bytes(), bias_gradient_workspace({spec.rows, spec.out})}));
+        std::max(product_workspace_bytes(), bias_gradient_workspace({spec.rows, spec.out})));
   }
 
   std::size_t workspace_bytes() const override { return workspace_.bytes(); }
@@ -95,6 +95,10 @@ class HostLinear final : public LinearPlan {
     require_threads("linear", threads_, stream);
     const void* const input = factors_.input(stream, operands.input, workspace);
     const void* const weights = factors_.weights(stream, operands.weights, workspace);
+    if (tiled_) {
+      return tiled_->forward(stream, bf16(input), bf16(weights), operands.bias, operands.output,
+                             workspace + behind_);
+    }
     forward_->run(stream, input, weights, operands.bias, operands.output.memory(), workspace + behind_);
   }
 
@@ -104,6 +108,10 @@ class HostLinear final : public LinearPlan {
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
     const void* const weights = factors_.weights(stream, operands.weights, workspace);
+    if (tiled_) {
+      return tiled_->backward_input(stream, bf16(gradient), bf16(weights), operands.input_gradient,
+                                    workspace + behind_);
+    }
     input_->run(stream, gradient, weights, nullptr, operands.input_gradient.memory(), workspace + behind_);
   }
 
@@ -113,14 +121,36 @@ class HostLinear final : public LinearPlan {
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
     const void* const input = factors_.input(stream, operands.input, workspace);
-    auto& product = operands.mode == GradientMode::kAdd ? add_ : store_;
-    product->run(stream, gradient, input, nullptr, operands.weight_gradient, workspace + behind_);
+    if (tiled_) {
+      tiled_->backward_weights(stream, bf16(gradient), bf16(input), operands.weight_gradient, operands.mode,
+                               workspace + behind_);
+    } else {
+      auto& product = operands.mode == GradientMode::kAdd ? add_ : store_;
+      product->run(stream, gradient, input, nullptr, operands.weight_gradient, workspace + behind_);
+    }
     if (operands.bias_gradient == nullptr) return;
     sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
                       operands.mode, workspace + behind_);
   }
 
  private:
+  static const Bf16* bf16(const void* factor) { return static_cast<const Bf16*>(factor); }
+
+  void make_primitives() {
+    const PlanningThreads guard(threads_);
+    const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+    make_forward(engine);
+    make_backward_input(engine);
+    make_backward_weights(engine, GradientMode::kStore);
+    make_backward_weights(engine, GradientMode::kAdd);
+  }
+
+  std::size_t product_workspace_bytes() const {
+    if (tiled_) return tiled_->workspace_bytes();
+    return std::max({forward_->workspace_bytes(), input_->workspace_bytes(), store_->workspace_bytes(),
+                     add_->workspace_bytes()});
+  }
+
   bool rounds() const { return spec_.precision == MatrixPrecision::kBf16; }
   Type factor() const { return rounds() ? Type::bf16 : Type::f32; }
 
@@ -165,6 +195,7 @@ class HostLinear final : public LinearPlan {
   std::size_t behind_ = 0;  // offset of the products' memory
   // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
   mutable std::optional<Product> forward_, input_, store_, add_;
+  std::optional<TiledLinear> tiled_;  // in place of them
 };
 
 }  // namespace

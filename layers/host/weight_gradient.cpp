@@ -65,11 +65,8 @@ PO_BF16_PAIRS void PairedWeightGradient::pack(const Image& image, const Range& b
       const Bf16* const values = first + 2 * pair * image.record() + pixel * image.channels;
       const Bf16* const others = 2 * pair + 1 < records ? values + image.record() : nullptr;
       for (std::int64_t block = blocks.begin; block < blocks.end; ++block) {
-        const std::int64_t channel = block * kBlock;
-        const __m512i upper =
-            others == nullptr ? _mm512_setzero_si512() : _mm512_slli_epi32(widened(others, channel), 16);
         _mm512_store_si512(packed + (block - blocks.begin) * block_dwords,
-                           _mm512_or_si512(widened(values, channel), upper));
+                           paired(values, others, block * kBlock));
       }
     }
   }
