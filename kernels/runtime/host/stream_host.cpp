@@ -49,7 +49,12 @@ class QueuedStream : public HostStream {
  protected:
   static constexpr std::size_t kRing = 512;  // tasks in flight; submit blocks beyond
 
-  bool full() const { return submitted_ - done_ == kRing; }
+  std::uint64_t in_flight() const { return submitted_ - done_; }
+  // Waits until there is room, and then for plenty of it: whoever submits more than the stream can take would
+  // otherwise be woken after each task, and take the processor from the next one.
+  void wait_for_room(std::unique_lock<std::mutex>& lock, std::condition_variable& room) {
+    if (in_flight() == kRing) room.wait(lock, [this] { return in_flight() <= kRing / 2; });
+  }
   // Runs a task without the lock, unless one before it has failed.
   void run(std::unique_lock<std::mutex>& lock, Task& task, bool always) {
     if (error_ && !always) return;
@@ -123,7 +128,7 @@ class WorkerStream final : public QueuedStream {
   void push(const Task& task, bool always) {
     {
       std::unique_lock lock(mutex_);
-      not_full_.wait(lock, [this] { return !full(); });
+      wait_for_room(lock, room_);
       Entry& entry = ring_[submitted_ % kRing];
       entry.task = task;
       entry.always = always;
@@ -143,12 +148,12 @@ class WorkerStream final : public QueuedStream {
       Entry& entry = ring_[done_ % kRing];
       run(lock, entry.task, entry.always);
       ++done_;
-      not_full_.notify_one();
+      if (in_flight() == kRing / 2) room_.notify_all();
       if (done_ == submitted_) idle_.notify_all();
     }
   }
 
-  std::condition_variable not_empty_, not_full_, idle_;
+  std::condition_variable not_empty_, room_, idle_;
   std::vector<Entry> ring_;
   bool stop_ = false;
   StreamOptions options_;
@@ -201,7 +206,7 @@ class BorrowedStream final : public QueuedStream {
   void push(const Entry& entry) {
     {
       std::unique_lock lock(mutex_);
-      changed_.wait(lock, [this] { return !full(); });
+      wait_for_room(lock, changed_);
       ring_[submitted_++ % kRing] = entry;
       if (state_ != State::kIdle) return;
       state_ = State::kRunning;
