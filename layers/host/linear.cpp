@@ -80,13 +80,15 @@ class HostLinear final : public LinearPlan {
             {.input = spec.rows * spec.in, .weights = spec.in * spec.out, .output = spec.rows * spec.out},
             spec.types, workspace_) {
     if (rounds()) require_bf16();
-    if (TiledLinear::handles(spec)) {
-      tiled_.emplace(threads, spec);
-    } else {
-      make_primitives();
-    }
+    const PlanningThreads guard(threads);
+    const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+    make_forward(engine);
+    make_backward_input(engine);
+    make_backward_weights(engine, GradientMode::kStore);
+    make_backward_weights(engine, GradientMode::kAdd);
     behind_ = workspace_.reserve(
-        std::max(product_workspace_bytes(), bias_gradient_workspace({spec.rows, spec.out})));
+        std::max({forward_->workspace_bytes(), input_->workspace_bytes(), store_->workspace_bytes(),
+                  add_->workspace_bytes(), bias_gradient_workspace({spec.rows, spec.out})}));
   }
 
   std::size_t workspace_bytes() const override { return workspace_.bytes(); }
@@ -95,10 +97,6 @@ class HostLinear final : public LinearPlan {
     require_threads("linear", threads_, stream);
     const void* const input = factors_.input(stream, operands.input, workspace);
     const void* const weights = factors_.weights(stream, operands.weights, workspace);
-    if (tiled_) {
-      return tiled_->forward(stream, bf16(input), bf16(weights), operands.bias, operands.output,
-                             workspace + behind_);
-    }
     forward_->run(stream, input, weights, operands.bias, operands.output.memory(), workspace + behind_);
   }
 
@@ -108,10 +106,6 @@ class HostLinear final : public LinearPlan {
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, Workspace::kUndefined, workspace);
     const void* const weights = factors_.weights(stream, operands.weights, workspace);
-    if (tiled_) {
-      return tiled_->backward_input(stream, bf16(gradient), bf16(weights), operands.input_gradient,
-                                    workspace + behind_);
-    }
     input_->run(stream, gradient, weights, nullptr, operands.input_gradient.memory(), workspace + behind_);
   }
 
@@ -121,36 +115,14 @@ class HostLinear final : public LinearPlan {
     const void* const gradient =
         factors_.output_gradient(stream, operands.output_gradient, operands.workspace, workspace);
     const void* const input = factors_.input(stream, operands.input, workspace);
-    if (tiled_) {
-      tiled_->backward_weights(stream, bf16(gradient), bf16(input), operands.weight_gradient, operands.mode,
-                               workspace + behind_);
-    } else {
-      auto& product = operands.mode == GradientMode::kAdd ? add_ : store_;
-      product->run(stream, gradient, input, nullptr, operands.weight_gradient, workspace + behind_);
-    }
+    auto& product = operands.mode == GradientMode::kAdd ? add_ : store_;
+    product->run(stream, gradient, input, nullptr, operands.weight_gradient, workspace + behind_);
     if (operands.bias_gradient == nullptr) return;
     sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
                       operands.mode, workspace + behind_);
   }
 
  private:
-  static const Bf16* bf16(const void* factor) { return static_cast<const Bf16*>(factor); }
-
-  void make_primitives() {
-    const PlanningThreads guard(threads_);
-    const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-    make_forward(engine);
-    make_backward_input(engine);
-    make_backward_weights(engine, GradientMode::kStore);
-    make_backward_weights(engine, GradientMode::kAdd);
-  }
-
-  std::size_t product_workspace_bytes() const {
-    if (tiled_) return tiled_->workspace_bytes();
-    return std::max({forward_->workspace_bytes(), input_->workspace_bytes(), store_->workspace_bytes(),
-                     add_->workspace_bytes()});
-  }
-
   bool rounds() const { return spec_.precision == MatrixPrecision::kBf16; }
   Type factor() const { return rounds() ? Type::bf16 : Type::f32; }
 
@@ -195,7 +167,6 @@ class HostLinear final : public LinearPlan {
   std::size_t behind_ = 0;  // offset of the products' memory
   // Addresses of operands change from call to call, in the order of the one stream that uses the plan.
   mutable std::optional<Product> forward_, input_, store_, add_;
-  std::optional<TiledLinear> tiled_;  // in place of them
 };
 
 }  // namespace
@@ -204,6 +175,7 @@ class HostLinear final : public LinearPlan {
 namespace pipeoptim::detail {
 
 std::unique_ptr<LinearPlan> make_host_linear(int threads, const LinearSpec& spec) {
+  if (host::TiledLinear::handles(spec)) return std::make_unique<host::TiledLinear>(threads, spec);
   try {
     return std::make_unique<host::HostLinear>(threads, spec);
   } catch (const dnnl::error& error) {

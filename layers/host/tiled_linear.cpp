@@ -4,7 +4,10 @@
 #include <stdexcept>
 
 #include "kernels/runtime/buffer.h"
+#include "layers/bias.h"
 #include "layers/host/factors.h"
+#include "layers/host/planning.h"
+#include "layers/typed.h"
 
 namespace pipeoptim::host {
 
@@ -108,16 +111,18 @@ PO_BF16_PAIRS void multiply_panels(const RowFactor& a, std::int64_t rows, const 
 }
 
 // Rows of a dense matrix.
+template <typename Value>
 struct Source {
-  const Bf16* from;
+  const Value* from;
   std::int64_t stride;
 };
 
 // Asks for two rows before they are packed: they come from memory, or from another core's caches. Inlined for
 // sure: GCC leaves out calls of functions that do nothing else.
-PO_INLINED inline void prefetch_pair(const Source& rows, std::int64_t columns, std::int64_t pair) {
-  constexpr std::int64_t kLine = 64 / sizeof(Bf16);
-  const Bf16 *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
+template <typename Value>
+PO_INLINED inline void prefetch_pair(const Source<Value>& rows, std::int64_t columns, std::int64_t pair) {
+  constexpr std::int64_t kLine = 64 / sizeof(Value);
+  const Value *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
   for (std::int64_t c = 0; c < columns; c += kLine) {
     __builtin_prefetch(first + c);
     __builtin_prefetch(second + c);
@@ -126,11 +131,12 @@ PO_INLINED inline void prefetch_pair(const Source& rows, std::int64_t columns, s
 constexpr std::int64_t kPairsAhead = 4;
 
 // Panels of columns, in pairs of rows.
-PO_BF16_PAIRS void pack_panels(const Source& rows, const Panels& panels, std::int64_t pairs,
+template <typename Value>
+PO_BF16_PAIRS void pack_panels(const Source<Value>& rows, const Panels& panels, std::int64_t pairs,
                                std::uint32_t* packed) {
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
     if (pair + kPairsAhead < pairs) prefetch_pair(rows, panels.columns, pair + kPairsAhead);
-    const Bf16 *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
+    const Value *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
     for (std::int64_t panel = 0; panel < panels.count(); ++panel) {
       const std::int64_t column = panels.begin(panel), width = panels.width(panel);
       std::uint32_t* const to = packed + column * stride_of(pairs) + pair * width;
@@ -142,12 +148,13 @@ PO_BF16_PAIRS void pack_panels(const Source& rows, const Panels& panels, std::in
 }
 
 // The same to groups of kRows columns.
-PO_BF16_PAIRS void pack_groups(const Source& rows, std::int64_t columns, std::int64_t pairs,
+template <typename Value>
+PO_BF16_PAIRS void pack_groups(const Source<Value>& rows, std::int64_t columns, std::int64_t pairs,
                                std::uint32_t* groups) {
   const std::int64_t next = kRows * stride_of(pairs);
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
     if (pair + kPairsAhead < pairs) prefetch_pair(rows, columns, pair + kPairsAhead);
-    const Bf16 *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
+    const Value *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
     std::uint32_t* to = groups + pair * kRows;
     for (std::int64_t c = 0; c < columns; c += kLanes, to += 2 * next) {
       const __m512i both = paired(first, second, c);
@@ -159,13 +166,13 @@ PO_BF16_PAIRS void pack_groups(const Source& rows, std::int64_t columns, std::in
 
 // rows . columns to a result: rows x inner, inner x columns.
 struct RowProduct {
-  const Bf16* from;  // the rows, as they lie
+  Factor from;  // the rows, as they lie
   std::int64_t rows, columns, inner;
   Result result;
 };
 
-// Of products whose rows are taken as they lie: what is packed of the columns, and rows that meet it before
-// the next ones. Both stay in the second-level cache.
+// Of such products: what is packed of the columns, and rows that meet it before the next ones. Both stay in
+// the second-level cache.
 constexpr std::int64_t kPackedValues = 256 * 1024, kChunk = 128;
 
 Parts packed_parts(std::int64_t columns, std::int64_t inner) {
@@ -173,32 +180,47 @@ Parts packed_parts(std::int64_t columns, std::int64_t inner) {
   return Parts::of_at_most(std::max(most, kPanel), columns, kLanes);
 }
 
-std::size_t packed_part_bytes(std::int64_t columns, std::int64_t inner) {
+std::size_t columns_bytes(std::int64_t columns, std::int64_t inner) {
   return packed_bytes(inner, packed_parts(columns, inner).largest());
 }
 
-// result = rows . columns, each thread for its rows. pack(first, panels, to) packs columns from the first one
-// on.
+// What a thread needs: columns, and a chunk of rows to round.
+std::size_t row_product_bytes(std::int64_t columns, std::int64_t inner, ElementType rows) {
+  const std::size_t chunk = static_cast<std::size_t>(kChunk * inner) * sizeof(Bf16);
+  return columns_bytes(columns, inner) + (rows == ElementType::kBf16 ? 0 : align_up(chunk));
+}
+
+PO_BF16_PAIRS void round(const float* values, std::int64_t count, Bf16* to) {
+  for (std::int64_t i = 0; i < count; i += 2 * kLanes) {
+    Bf16Factors::store(to + i, {_mm512_loadu_ps(values + i), _mm512_loadu_ps(values + i + kLanes)});
+  }
+}
+
+// Each thread for its rows. pack(first, panels, to) packs columns from the first one on.
 template <typename Pack>
-void multiply_rows(int threads, const RowProduct& product, const Pack& pack, std::byte* workspace) {
+void multiply_rows(int threads, const RowProduct& product, const Pack& pack, std::size_t thread_bytes,
+                   std::byte* workspace) {
   const std::int64_t inner = product.inner, dwords = inner / Bf16Factors::kValues;
   const Parts parts = packed_parts(product.columns, inner);
-  const std::size_t bytes = packed_part_bytes(product.columns, inner);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int thread = 0; thread < threads; ++thread) {
     const Range mine = Parts{product.rows, kRows, threads}[thread];
-    auto* const packed =
-        reinterpret_cast<std::uint32_t*>(workspace + static_cast<std::size_t>(thread) * bytes);
+    std::byte* const own = workspace + static_cast<std::size_t>(thread) * thread_bytes;
+    auto* const packed = reinterpret_cast<std::uint32_t*>(own);
+    auto* const chunk = reinterpret_cast<Bf16*>(own + columns_bytes(product.columns, inner));
     for (std::int64_t part = 0; part < parts.count; ++part) {
       const Panels panels{parts[part].size()};
       pack(parts[part].begin, panels, packed);
       for (std::int64_t row = mine.begin; row < mine.end; row += kChunk) {
-        multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(product.from + row * inner),
+        const std::int64_t rows = std::min(kChunk, mine.end - row);
+        const bool rounded = product.from.rounded != nullptr;
+        if (!rounded) round(product.from.values + row * inner, rows * inner, chunk);
+        const Bf16* const from = rounded ? product.from.rounded + row * inner : chunk;
+        multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(from),
                          .group = kRows * dwords,
                          .row = dwords,
                          .step = 1},
-                        std::min(kChunk, mine.end - row), packed, panels, dwords,
-                        product.result.at(row, parts[part].begin));
+                        rows, packed, panels, dwords, product.result.at(row, parts[part].begin));
       }
     }
   }
@@ -209,6 +231,18 @@ constexpr std::int64_t kPackedColumns = 256, kBlockRows = 1024;
 
 Parts gradient_parts(std::int64_t columns) { return Parts::of_at_most(kPackedColumns, columns, kLanes); }
 
+// What a thread needs, half of it for each factor.
+std::size_t gradient_bytes() { return 2 * packed_bytes(kBlockRows, kPackedColumns); }
+
+// Calls use(source) for the part of a factor from a row and a column on.
+template <typename Use>
+void with_source(const Factor& all, std::int64_t row, std::int64_t columns, std::int64_t column,
+                 const Use& use) {
+  with_type_of(all, [&]<typename Value>() {
+    use(Source<Value>{values_of<Value>(all) + row * columns + column, columns});
+  });
+}
+
 }  // namespace
 
 bool TiledLinear::handles(const LinearSpec& spec) {
@@ -218,103 +252,121 @@ bool TiledLinear::handles(const LinearSpec& spec) {
 }
 
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads), rows_(spec.rows), in_(spec.in), out_(spec.out), activation_(spec.activation) {
-  if (!handles(spec)) throw std::logic_error("not for a map of these extents");
-  while (groups_ > 1 && (threads_ % groups_ != 0 || rows_ < groups_ * kGroupRows)) --groups_;
+    : threads_(threads),
+      spec_(spec),
+      groups_(threads),
+      factors_(spec.precision, {.weights = weights()}, spec.types, workspace_) {
+  if (!handles(spec)) throw std::logic_error(describe(spec) + ": not for these tiles");
+  while (groups_ > 1 && (threads % groups_ != 0 || spec.rows < groups_ * kGroupRows)) --groups_;
+  const std::size_t gradient = align_up(sums_bytes()) + static_cast<std::size_t>(threads) * gradient_bytes();
+  behind_ = workspace_.reserve(std::max({static_cast<std::size_t>(threads) * product_bytes(), gradient,
+                                         bias_gradient_workspace({spec.rows, spec.out})}));
 }
 
 std::size_t TiledLinear::sums_bytes() const {
-  return static_cast<std::size_t>((groups_ - 1) * in_ * out_) * sizeof(float);
+  return static_cast<std::size_t>((groups_ - 1) * weights()) * sizeof(float);
 }
 
-std::size_t TiledLinear::packed_gradient_bytes() const {
-  return 2 * packed_bytes(kBlockRows, kPackedColumns);
+// Of a thread, for either of the products whose rows are the map's.
+std::size_t TiledLinear::product_bytes() const {
+  return std::max(row_product_bytes(spec_.out, spec_.in, spec_.types.input),
+                  row_product_bytes(spec_.in, spec_.out, spec_.types.output));
 }
 
-std::size_t TiledLinear::workspace_bytes() const {
-  const std::size_t packed = std::max(packed_part_bytes(out_, in_), packed_part_bytes(in_, out_));
-  const auto threads = static_cast<std::size_t>(threads_);
-  return std::max(threads * packed, align_up(sums_bytes()) + threads * packed_gradient_bytes());
-}
-
-void TiledLinear::forward(Stream& stream, const Bf16* input, const Bf16* weights, const float* bias,
-                          const Destination& output, std::byte* workspace) const {
-  stream.submit([this, input, weights, bias, output, workspace] {
+void TiledLinear::forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const {
+  require_threads("linear", threads_, stream);
+  const auto* const weights = static_cast<const Bf16*>(factors_.weights(stream, operands.weights, workspace));
+  stream.submit([this, operands, weights, own = workspace + behind_] {
+    const std::int64_t in = spec_.in;
     const auto pack = [&](std::int64_t first, const Panels& all, std::uint32_t* packed) {
       for (std::int64_t panel = 0; panel < all.count(); ++panel) {
         const std::int64_t column = all.begin(panel), width = all.width(panel);
-        pack_transposed(Rows<Bf16Factors>{weights + (first + column) * in_, in_, width, in_}, width,
-                        packed + column * stride_of(in_ / Bf16Factors::kValues));
+        pack_transposed(Rows<Bf16Factors>{weights + (first + column) * in, in, width, in}, width,
+                        packed + column * stride_of(in / Bf16Factors::kValues));
       }
     };
-    const Result result{.to = output, .stride = out_, .bias = bias, .relu = activation_ == Activation::kRelu};
-    multiply_rows(threads_, {input, rows_, out_, in_, result}, pack, workspace);
+    const Result result{.to = operands.output,
+                        .stride = spec_.out,
+                        .bias = operands.bias,
+                        .relu = spec_.activation == Activation::kRelu};
+    multiply_rows(threads_, {operands.input, spec_.rows, spec_.out, in, result}, pack, product_bytes(), own);
   });
 }
 
-void TiledLinear::backward_input(Stream& stream, const Bf16* output_gradient, const Bf16* weights,
-                                 const Destination& input_gradient, std::byte* workspace) const {
-  stream.submit([this, output_gradient, weights, input_gradient, workspace] {
+void TiledLinear::backward_input(Stream& stream, const LinearBackwardInput& operands,
+                                 std::byte* workspace) const {
+  require_threads("linear", threads_, stream);
+  const auto* const weights = static_cast<const Bf16*>(factors_.weights(stream, operands.weights, workspace));
+  stream.submit([this, operands, weights, own = workspace + behind_] {
+    const std::int64_t in = spec_.in, out = spec_.out;
     const auto pack = [&](std::int64_t first, const Panels& panels, std::uint32_t* packed) {
-      pack_panels({weights + first, in_}, panels, out_ / Bf16Factors::kValues, packed);
+      pack_panels(Source<Bf16>{weights + first, in}, panels, out / Bf16Factors::kValues, packed);
     };
-    multiply_rows(threads_, {output_gradient, rows_, in_, out_, {.to = input_gradient, .stride = in_}}, pack,
-                  workspace);
+    const Result result{.to = operands.input_gradient, .stride = in};
+    multiply_rows(threads_, {operands.output_gradient, spec_.rows, in, out, result}, pack, product_bytes(),
+                  own);
   });
 }
 
-void TiledLinear::backward_weights(Stream& stream, const Bf16* output_gradient, const Bf16* input,
-                                   float* weight_gradient, GradientMode mode, std::byte* workspace) const {
-  stream.submit([this, output_gradient, input, weight_gradient, mode, workspace] {
-    auto* const sums = reinterpret_cast<float*>(workspace);
-    std::byte* const packed = workspace + align_up(sums_bytes());
+void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& operands,
+                                   std::byte* workspace) const {
+  require_threads("linear", threads_, stream);
+  std::byte* const own = workspace + behind_;
+  stream.submit([this, operands, own] {
+    auto* const sums = reinterpret_cast<float*>(own);
+    std::byte* const packed = own + align_up(sums_bytes());
     const int parts = threads_ / groups_;
 #pragma omp parallel for num_threads(threads_) schedule(static, 1)
     for (int thread = 0; thread < threads_; ++thread) {
       const int group = thread / parts;
-      const Range rows = Parts{rows_, kRows, groups_}[group];
-      const Range outputs = Parts{out_, kLanes, parts}[thread % parts];
-      float* const to = group == 0 ? weight_gradient : sums + (group - 1) * in_ * out_;
-      sum_products({output_gradient, input, rows, outputs}, to, group == 0 && mode == GradientMode::kAdd,
-                   packed + static_cast<std::size_t>(thread) * packed_gradient_bytes());
+      const Range rows = Parts{spec_.rows, kRows, groups_}[group];
+      const Range outputs = Parts{spec_.out, kLanes, parts}[thread % parts];
+      float* const to = group == 0 ? operands.weight_gradient : sums + (group - 1) * weights();
+      sum_products({operands.output_gradient, operands.input, rows, outputs}, to,
+                   group == 0 && operands.mode == GradientMode::kAdd,
+                   packed + static_cast<std::size_t>(thread) * gradient_bytes());
     }
-    if (groups_ > 1) add_groups(sums, weight_gradient);
+    if (groups_ > 1) add_groups(sums, operands.weight_gradient);
   });
+  if (operands.bias_gradient == nullptr) return;
+  sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
+                    operands.mode, own);
 }
 
 // By blocks of rows, which are packed and multiplied while they are in the caches.
 void TiledLinear::sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const {
   auto* const groups = reinterpret_cast<std::uint32_t*>(workspace);
-  std::uint32_t* const packed = groups + packed_gradient_bytes() / 2 / sizeof(std::uint32_t);
-  const Parts all_outputs = gradient_parts(part.outputs.size()), all_inputs = gradient_parts(in_);
+  std::uint32_t* const packed = groups + gradient_bytes() / 2 / sizeof(std::uint32_t);
+  const Parts all_outputs = gradient_parts(part.outputs.size()), all_inputs = gradient_parts(spec_.in);
   for (std::int64_t row = part.rows.begin; row < part.rows.end; row += kBlockRows) {
     const std::int64_t pairs = std::min(kBlockRows, part.rows.end - row) / Bf16Factors::kValues;
-    const Bf16 *const dy = part.output_gradient + row * out_ + part.outputs.begin, *const x =
-                                                                                       part.input + row * in_;
     std::int64_t there = -1;  // inputs that are packed
     for (std::int64_t o = 0; o < all_outputs.count; ++o) {
-      const Range outputs = all_outputs[o];
-      pack_groups({dy + outputs.begin, out_}, outputs.size(), pairs, groups);
+      const std::int64_t output = part.outputs.begin + all_outputs[o].begin, outputs = all_outputs[o].size();
+      with_source(part.output_gradient, row, spec_.out, output,
+                  [&](const auto& dy) { pack_groups(dy, outputs, pairs, groups); });
       for (std::int64_t i = 0; i < all_inputs.count; ++i) {
-        const Range inputs = all_inputs[i];
-        const Panels panels{inputs.size()};
-        if (there != i) pack_panels({x + inputs.begin, in_}, panels, pairs, packed);
+        const std::int64_t input = all_inputs[i].begin;
+        const Panels panels{all_inputs[i].size()};
+        if (there != i) {
+          with_source(part.input, row, spec_.in, input,
+                      [&](const auto& x) { pack_panels(x, panels, pairs, packed); });
+        }
         there = i;
-        Result result{.to = to, .stride = in_, .adds = adds || row > part.rows.begin};
-        multiply_panels({.from = groups, .group = kRows * stride_of(pairs), .row = 1, .step = kRows},
-                        outputs.size(), packed, panels, pairs,
-                        result.at(part.outputs.begin + outputs.begin, inputs.begin));
+        const Result result{.to = to, .stride = spec_.in, .adds = adds || row > part.rows.begin};
+        multiply_panels({.from = groups, .group = kRows * stride_of(pairs), .row = 1, .step = kRows}, outputs,
+                        packed, panels, pairs, result.at(output, input));
       }
     }
   }
 }
 
 void TiledLinear::add_groups(const float* sums, float* weight_gradient) const {
-  const std::int64_t weights = in_ * out_;
+  const std::int64_t count = weights();
 #pragma omp parallel for simd num_threads(threads_) schedule(static)
-  for (std::int64_t i = 0; i < weights; ++i) {
+  for (std::int64_t i = 0; i < count; ++i) {
     float sum = weight_gradient[i];
-    for (int group = 1; group < groups_; ++group) sum += sums[(group - 1) * weights + i];
+    for (int group = 1; group < groups_; ++group) sum += sums[(group - 1) * count + i];
     weight_gradient[i] = sum;
   }
 }
@@ -323,15 +375,12 @@ void TiledLinear::add_groups(const float* sums, float* weight_gradient) const {
 
 bool TiledLinear::handles(const LinearSpec&) { return false; }
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads), rows_(spec.rows), in_(spec.in), out_(spec.out), activation_(spec.activation) {
+    : threads_(threads), spec_(spec), groups_(1), factors_(spec.precision, {}, spec.types, workspace_) {
   throw std::logic_error("no products in bf16 on this processor");
 }
-std::size_t TiledLinear::workspace_bytes() const { return 0; }
-void TiledLinear::forward(Stream&, const Bf16*, const Bf16*, const float*, const Destination&,
-                          std::byte*) const {}
-void TiledLinear::backward_input(Stream&, const Bf16*, const Bf16*, const Destination&, std::byte*) const {}
-void TiledLinear::backward_weights(Stream&, const Bf16*, const Bf16*, float*, GradientMode,
-                                   std::byte*) const {}
+void TiledLinear::forward(Stream&, const LinearForward&, std::byte*) const {}
+void TiledLinear::backward_input(Stream&, const LinearBackwardInput&, std::byte*) const {}
+void TiledLinear::backward_weights(Stream&, const LinearBackwardWeights&, std::byte*) const {}
 
 #endif
 

@@ -7,18 +7,20 @@
 #include <cstdint>
 
 #include "kernels/runtime/bf16.h"
+#include "kernels/runtime/buffer.h"
 #include "kernels/runtime/stream.h"
 #include "layers/provider.h"
+#include "layers/rounding.h"
 #include "layers/tensor.h"
 
 namespace pipeoptim::host {
 
-// y = activation(x W^T + b) and its gradients, as LinearPlan's; W is [out, in]. Each thread has its share of
-// the rows, in all three directions the same one, so that what it reads is what it wrote as a rule, and packs
-// for itself what it needs of the weights. Sums are fp32, each in the order of its terms, but weight
-// gradients of many rows: those are summed in groups of rows, as many as the threads allow, which are then
-// added in order. Their bits depend on the number of threads, as oneDNN's.
-class TiledLinear {
+// Each thread has its share of the rows, in all three directions the same one, so that what it reads is what
+// it wrote as a rule, and packs for itself what it needs of the weights. Rows that are given in fp32 are
+// rounded on the way. Sums are fp32, each in the order of its terms, but weight gradients of many rows: those
+// are summed in groups of rows, as many as the threads allow, which are then added in order. Their bits
+// depend on the number of threads, as oneDNN's.
+class TiledLinear final : public LinearPlan {
  public:
   struct Range {
     std::int64_t begin, end;
@@ -31,32 +33,31 @@ class TiledLinear {
 
   TiledLinear(int threads, const LinearSpec& spec);
 
-  std::size_t workspace_bytes() const;
-
-  // In the order of the stream, which has the planned number of threads. The workspace is aligned to
-  // kAlignment. Outlives the work.
-  void forward(Stream& stream, const Bf16* input, const Bf16* weights, const float* bias,
-               const Destination& output, std::byte* workspace) const;
-  void backward_input(Stream& stream, const Bf16* output_gradient, const Bf16* weights,
-                      const Destination& input_gradient, std::byte* workspace) const;
-  void backward_weights(Stream& stream, const Bf16* output_gradient, const Bf16* input,
-                        float* weight_gradient, GradientMode mode, std::byte* workspace) const;
+  std::size_t workspace_bytes() const override { return workspace_.bytes(); }
+  void forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const override;
+  void backward_input(Stream& stream, const LinearBackwardInput& operands,
+                      std::byte* workspace) const override;
+  void backward_weights(Stream& stream, const LinearBackwardWeights& operands,
+                        std::byte* workspace) const override;
 
  private:
   // Of a weight gradient: the rows that a thread sums, for some of the outputs.
   struct Part {
-    const Bf16 *output_gradient, *input;
+    Factor output_gradient, input;
     Range rows, outputs;
   };
+  std::int64_t weights() const { return spec_.in * spec_.out; }
   std::size_t sums_bytes() const;
-  std::size_t packed_gradient_bytes() const;
+  std::size_t product_bytes() const;
   void sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const;
   void add_groups(const float* sums, float* weight_gradient) const;
 
   int threads_;
-  std::int64_t rows_, in_, out_;
-  Activation activation_;
-  int groups_ = threads_;  // of rows
+  LinearSpec spec_;
+  int groups_;           // of rows
+  ArenaPlan workspace_;  // before what it plans
+  PlanFactors factors_;  // the weights
+  std::size_t behind_ = 0;
 };
 
 }  // namespace pipeoptim::host

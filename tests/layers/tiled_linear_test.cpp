@@ -23,8 +23,14 @@ using test::random_values;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-LinearSpec spec_of(std::int64_t rows, std::int64_t in, std::int64_t out) {
-  return {.rows = rows, .in = in, .out = out, .bias = Bias::kYes, .precision = MatrixPrecision::kBf16};
+LinearSpec spec_of(std::int64_t rows, std::int64_t in, std::int64_t out,
+                   ElementType type = ElementType::kFp32) {
+  return {.rows = rows,
+          .in = in,
+          .out = out,
+          .bias = Bias::kYes,
+          .precision = MatrixPrecision::kBf16,
+          .types = {type, type}};
 }
 
 struct Case {
@@ -37,9 +43,42 @@ class TiledLinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
 
   void SetUp() override {
     if (!multiplies_bf16_pairs()) GTEST_SKIP() << "no bf16";
-    ASSERT_TRUE(TiledLinear::handles(spec_));
-    map_.emplace(threads_, spec_);
-    workspace_.emplace(Device::host(), map_->workspace_bytes());
+  }
+
+  // All three directions, on values that are given and stored in a type; gradients add to what is there.
+  struct Results {
+    std::vector<float> y, dx, dw, db;  // y and dx as fp32, whatever they are stored in
+  };
+  Results run(ElementType type, GradientMode mode) {
+    const LinearSpec spec = spec_of(c_.rows, c_.in, c_.out, type);
+    EXPECT_TRUE(TiledLinear::handles(spec));
+    const TiledLinear map(threads_, spec);
+    Memory workspace(Device::host(), map.workspace_bytes());
+    Results r{nothing(c_.rows * c_.out), nothing(c_.rows * c_.in), before_w_, before_b_};
+    std::vector<Bf16> y(r.y.size()), dx(r.dx.size());
+    const bool rounded = type == ElementType::kBf16;
+    const Factor x = rounded ? Factor{nullptr, x_rounded_.data()} : Factor{x_.data()};
+    const Factor w{nullptr, w_rounded_.data()};
+    const Factor dy = rounded ? Factor{nullptr, dy_rounded_.data()} : Factor{dy_.data()};
+    const auto to = [rounded](std::vector<float>& fp32, std::vector<Bf16>& bf16) {
+      return rounded ? Destination{nullptr, bf16.data()} : Destination{fp32.data()};
+    };
+    Stream stream(Device::host(), {.threads = threads_});
+    map.forward(stream, {.input = x, .weights = w, .bias = bias_.data(), .output = to(r.y, y)},
+                workspace.data());
+    map.backward_input(stream, {.weights = w, .output_gradient = dy, .input_gradient = to(r.dx, dx)},
+                       workspace.data());
+    map.backward_weights(stream,
+                         {.input = x,
+                          .output_gradient = dy,
+                          .weight_gradient = r.dw.data(),
+                          .bias_gradient = r.db.data(),
+                          .mode = mode},
+                         workspace.data());
+    stream.synchronize();
+    for (std::size_t i = 0; rounded && i < y.size(); ++i) r.y[i] = to_float(y[i]);
+    for (std::size_t i = 0; rounded && i < dx.size(); ++i) r.dx[i] = to_float(dx[i]);
+    return r;
   }
 
   static float at(const std::vector<float>& values, std::int64_t index) {
@@ -63,63 +102,56 @@ class TiledLinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
       ASSERT_NEAR(at(result, index), sum, tolerance::kFp32Product * magnitude) << row << ", " << column;
     }
   }
-  std::vector<float> nothing(std::int64_t count) {
+  static std::vector<float> nothing(std::int64_t count) {
     return std::vector<float>(static_cast<std::size_t>(count), kNaN);
   }
+  static std::vector<Bf16> rounded(const std::vector<float>& values) { return test::bf16_copy(values); }
 
   const Case c_ = std::get<0>(GetParam());
   const int threads_ = std::get<1>(GetParam());
-  const LinearSpec spec_ = spec_of(c_.rows, c_.in, c_.out);
-  const std::vector<float> x_ = test::nearest_bf16(random_values(c_.rows * c_.in, 1));
-  const std::vector<float> w_ = test::nearest_bf16(random_values(c_.out * c_.in, 2));
-  const std::vector<float> dy_ = test::nearest_bf16(random_values(c_.rows * c_.out, 3));
-  const std::vector<Bf16> x_factor_ = test::bf16_copy(x_), w_factor_ = test::bf16_copy(w_),
-                          dy_factor_ = test::bf16_copy(dy_);
-  Stream stream_{Device::host(), {.threads = threads_}};
-  std::optional<TiledLinear> map_;
-  std::optional<Memory> workspace_;
+  const std::vector<float> x_ = random_values(c_.rows * c_.in, 1), w_ = random_values(c_.out * c_.in, 2);
+  const std::vector<float> dy_ = random_values(c_.rows * c_.out, 3), bias_ = random_values(c_.out, 4);
+  const std::vector<float> before_w_ = random_values(c_.out * c_.in, 5), before_b_ = random_values(c_.out, 6);
+  const std::vector<Bf16> x_rounded_ = rounded(x_), w_rounded_ = rounded(w_), dy_rounded_ = rounded(dy_);
 };
 
+// The factors are the nearest values in bf16; the bias gradient is the sum of what is given.
 TEST_P(TiledLinearTest, MatchesLoops) {
-  const std::vector<float> bias = random_values(c_.out, 4);
-  std::vector<float> y = nothing(c_.rows * c_.out), dx = nothing(c_.rows * c_.in),
-                     dw = nothing(c_.out * c_.in);
-  map_->forward(stream_, x_factor_.data(), w_factor_.data(), bias.data(), {y.data()}, workspace_->data());
-  map_->backward_input(stream_, dy_factor_.data(), w_factor_.data(), {dx.data()}, workspace_->data());
-  map_->backward_weights(stream_, dy_factor_.data(), x_factor_.data(), dw.data(), GradientMode::kStore,
-                         workspace_->data());
-  stream_.synchronize();
-  const auto none = [](std::int64_t, std::int64_t) { return 0.0; };
-  expect_sums(
-      y, c_.out, c_.in, [&](std::int64_t, std::int64_t o) { return at(bias, o); },
-      [&](std::int64_t n, std::int64_t o, std::int64_t i) {
-        return double{at(x_, n * c_.in + i)} * at(w_, o * c_.in + i);
-      });
-  expect_sums(dx, c_.in, c_.out, none, [&](std::int64_t n, std::int64_t i, std::int64_t o) {
-    return double{at(dy_, n * c_.out + o)} * at(w_, o * c_.in + i);
-  });
-  expect_sums(dw, c_.in, c_.rows, none, [&](std::int64_t o, std::int64_t i, std::int64_t n) {
-    return double{at(dy_, n * c_.out + o)} * at(x_, n * c_.in + i);
-  });
+  const std::vector<float> x = test::nearest_bf16(x_), w = test::nearest_bf16(w_);
+  const std::vector<float> dy = test::nearest_bf16(dy_);
+  for (const bool adds : {false, true}) {
+    const Results r = run(ElementType::kFp32, adds ? GradientMode::kAdd : GradientMode::kStore);
+    const auto from = [&](const std::vector<float>& before, std::int64_t index) {
+      return adds ? double{at(before, index)} : 0.0;
+    };
+    expect_sums(
+        r.y, c_.out, c_.in, [&](std::int64_t, std::int64_t o) { return at(bias_, o); },
+        [&](std::int64_t n, std::int64_t o, std::int64_t i) {
+          return double{at(x, n * c_.in + i)} * at(w, o * c_.in + i);
+        });
+    expect_sums(
+        r.dx, c_.in, c_.out, [](std::int64_t, std::int64_t) { return 0.0; },
+        [&](std::int64_t n, std::int64_t i, std::int64_t o) {
+          return double{at(dy, n * c_.out + o)} * at(w, o * c_.in + i);
+        });
+    expect_sums(
+        r.dw, c_.in, c_.rows, [&](std::int64_t o, std::int64_t i) { return from(before_w_, o * c_.in + i); },
+        [&](std::int64_t o, std::int64_t i, std::int64_t n) {
+          return double{at(dy, n * c_.out + o)} * at(x, n * c_.in + i);
+        });
+    expect_sums(
+        r.db, c_.out, c_.rows, [&](std::int64_t, std::int64_t o) { return from(before_b_, o); },
+        [&](std::int64_t, std::int64_t o, std::int64_t n) { return double{at(dy_, n * c_.out + o)}; });
+  }
 }
 
-TEST_P(TiledLinearTest, AddsGradientsAndRoundsResults) {
-  const std::vector<float> before = random_values(c_.out * c_.in, 5);
-  std::vector<float> dw = before, dx = nothing(c_.rows * c_.in);
-  std::vector<Bf16> rounded(dx.size());
-  map_->backward_weights(stream_, dy_factor_.data(), x_factor_.data(), dw.data(), GradientMode::kAdd,
-                         workspace_->data());
-  map_->backward_input(stream_, dy_factor_.data(), w_factor_.data(), {dx.data()}, workspace_->data());
-  map_->backward_input(stream_, dy_factor_.data(), w_factor_.data(), {nullptr, rounded.data()},
-                       workspace_->data());
-  stream_.synchronize();
-  expect_sums(
-      dw, c_.in, c_.rows, [&](std::int64_t o, std::int64_t i) { return at(before, o * c_.in + i); },
-      [&](std::int64_t o, std::int64_t i, std::int64_t n) {
-        return double{at(dy_, n * c_.out + o)} * at(x_, n * c_.in + i);
-      });
-  const std::vector<Bf16> expected = test::bf16_copy(dx);
-  for (std::size_t i = 0; i < rounded.size(); ++i) ASSERT_EQ(rounded[i].bits, expected[i].bits) << i;
+// Given in bf16 or rounded on the way, factors are the same; results in bf16 are those in fp32, rounded.
+TEST_P(TiledLinearTest, ComputesTheSameFromAndToBf16) {
+  const Results fp32 = run(ElementType::kFp32, GradientMode::kStore);
+  const Results bf16 = run(ElementType::kBf16, GradientMode::kStore);
+  EXPECT_EQ(bf16.y, test::nearest_bf16(fp32.y));
+  EXPECT_EQ(bf16.dx, test::nearest_bf16(fp32.dx));
+  EXPECT_EQ(bf16.dw, fp32.dw);
 }
 
 // 272 and 528: more than are packed together of a gradient; 2048 x 144: of the weights; 2056 rows: two groups
