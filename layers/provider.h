@@ -86,7 +86,7 @@ ElementTypes product_types(MatrixPrecision precision, ElementTypes offered);
 std::string describe(const LinearSpec& spec);
 
 // What a plan finds in the workspace of a weight gradient. A plan of kBf16 that is called for both gradients
-// in a row then rounds the output gradient once.
+// in a row may then round the output gradient once.
 enum class Workspace {
   kUndefined,
   kOfInputGradient  // as the plan's call for the input gradient of the same output gradient left it

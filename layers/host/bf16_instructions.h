@@ -32,7 +32,7 @@ PO_BF16_PAIRS inline __m512i paired(const Bf16* first, const Bf16* second, std::
   };
   return _mm512_permutex2var_epi16(lower(first), places, lower(second));
 }
-// The same of rows in fp32, rounded.
+// The same of two rows in fp32, which are there, rounded.
 PO_BF16_PAIRS inline __m512i paired(const float* first, const float* second, std::int64_t at) {
   const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7,
                                           22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);

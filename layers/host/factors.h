@@ -155,6 +155,13 @@ struct Product {
   std::int64_t dwords;
 };
 
+// Two values of bf16 may lie there.
+PO_INLINED inline int dword_at(const std::uint32_t* place) {
+  int dword = 0;
+  std::memcpy(&dword, place, sizeof dword);
+  return dword;
+}
+
 // kRows rows from `row` on and kVectors vectors from `column` on. The sums stay in registers.
 template <int kVectors, typename Factors, typename Output>
 PO_BF16_PAIRS inline void multiply_tile(const Product<Factors>& p, std::int64_t row, std::int64_t column,
@@ -172,7 +179,7 @@ PO_BF16_PAIRS inline void multiply_tile(const Product<Factors>& p, std::int64_t 
     for (int n = 0; n < kVectors; ++n) met[n] = _mm512_load_si512(b + n * kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; ++m) {
-      const __m512i factor = _mm512_set1_epi32(static_cast<int>(a[m * p.a_row]));
+      const __m512i factor = _mm512_set1_epi32(dword_at(a + m * p.a_row));
 #pragma GCC unroll 3
       for (int n = 0; n < kVectors; ++n) sums[m][n] = Factors::add_product(sums[m][n], met[n], factor);
     }

@@ -175,7 +175,7 @@ class HostLinear final : public LinearPlan {
 namespace pipeoptim::detail {
 
 std::unique_ptr<LinearPlan> make_host_linear(int threads, const LinearSpec& spec) {
-  if (host::TiledLinear::handles(spec)) return std::make_unique<host::TiledLinear>(threads, spec);
+  if (host::TiledLinear::handles(threads, spec)) return std::make_unique<host::TiledLinear>(threads, spec);
   try {
     return std::make_unique<host::HostLinear>(threads, spec);
   } catch (const dnnl::error& error) {

@@ -15,7 +15,20 @@ namespace pipeoptim::host {
 
 namespace {
 
-constexpr std::int64_t kLeastRows = 512, kGroupRows = 1024;
+// What is worth it was measured with two threads and features from 256 to 2048. Of a weight gradient a group
+// sums at least so many rows, and groups have at most so many sums to add.
+constexpr std::int64_t kLeastRows = 512, kMostFeatures = 2048, kGroupRows = 1024, kMostSums = 2 << 20;
+
+// Of rows, for weight gradients. Threads that are more share out the outputs of a group.
+int row_groups(int threads, const LinearSpec& spec) {
+  int groups = threads;
+  const auto too_many = [&] {
+    return threads % groups != 0 || spec.rows < groups * kGroupRows ||
+           (groups - 1) * spec.in * spec.out > kMostSums;
+  };
+  while (groups > 1 && too_many()) --groups;
+  return groups;
+}
 
 using Range = TiledLinear::Range;
 
@@ -190,7 +203,7 @@ std::size_t row_product_bytes(std::int64_t columns, std::int64_t inner, ElementT
   return columns_bytes(columns, inner) + (rows == ElementType::kBf16 ? 0 : align_up(chunk));
 }
 
-PO_BF16_PAIRS void round(const float* values, std::int64_t count, Bf16* to) {
+PO_BF16_PAIRS void round_chunk(const float* values, std::int64_t count, Bf16* to) {
   for (std::int64_t i = 0; i < count; i += 2 * kLanes) {
     Bf16Factors::store(to + i, {_mm512_loadu_ps(values + i), _mm512_loadu_ps(values + i + kLanes)});
   }
@@ -198,13 +211,14 @@ PO_BF16_PAIRS void round(const float* values, std::int64_t count, Bf16* to) {
 
 // Each thread for its rows. pack(first, panels, to) packs columns from the first one on.
 template <typename Pack>
-void multiply_rows(int threads, const RowProduct& product, const Pack& pack, std::size_t thread_bytes,
-                   std::byte* workspace) {
+void multiply_share(int threads, const RowProduct& product, const Pack& pack, std::size_t thread_bytes,
+                    std::byte* workspace) {
   const std::int64_t inner = product.inner, dwords = inner / Bf16Factors::kValues;
   const Parts parts = packed_parts(product.columns, inner);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int thread = 0; thread < threads; ++thread) {
     const Range mine = Parts{product.rows, kRows, threads}[thread];
+    if (mine.size() == 0) continue;
     std::byte* const own = workspace + static_cast<std::size_t>(thread) * thread_bytes;
     auto* const packed = reinterpret_cast<std::uint32_t*>(own);
     auto* const chunk = reinterpret_cast<Bf16*>(own + columns_bytes(product.columns, inner));
@@ -214,7 +228,7 @@ void multiply_rows(int threads, const RowProduct& product, const Pack& pack, std
       for (std::int64_t row = mine.begin; row < mine.end; row += kChunk) {
         const std::int64_t rows = std::min(kChunk, mine.end - row);
         const bool rounded = product.from.rounded != nullptr;
-        if (!rounded) round(product.from.values + row * inner, rows * inner, chunk);
+        if (!rounded) round_chunk(product.from.values + row * inner, rows * inner, chunk);
         const Bf16* const from = rounded ? product.from.rounded + row * inner : chunk;
         multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(from),
                          .group = kRows * dwords,
@@ -231,9 +245,6 @@ constexpr std::int64_t kPackedColumns = 256, kBlockRows = 1024;
 
 Parts gradient_parts(std::int64_t columns) { return Parts::of_at_most(kPackedColumns, columns, kLanes); }
 
-// What a thread needs, half of it for each factor.
-std::size_t gradient_bytes() { return 2 * packed_bytes(kBlockRows, kPackedColumns); }
-
 // Calls use(source) for the part of a factor from a row and a column on.
 template <typename Use>
 void with_source(const Factor& all, std::int64_t row, std::int64_t columns, std::int64_t column,
@@ -245,26 +256,38 @@ void with_source(const Factor& all, std::int64_t row, std::int64_t columns, std:
 
 }  // namespace
 
-bool TiledLinear::handles(const LinearSpec& spec) {
-  const auto fills = [](std::int64_t features) { return features % kLanes == 0 && features >= 2 * kLanes; };
-  return spec.precision == MatrixPrecision::kBf16 && multiplies_bf16_pairs() && spec.rows % kRows == 0 &&
-         spec.rows >= kLeastRows && fills(spec.in) && fills(spec.out);
+bool TiledLinear::handles(int threads, const LinearSpec& spec) {
+  const auto fills = [](std::int64_t features) {
+    return features % kLanes == 0 && features >= 2 * kLanes && features <= kMostFeatures;
+  };
+  if (spec.precision != MatrixPrecision::kBf16 || !multiplies_bf16_pairs() || spec.rows % kRows != 0 ||
+      spec.rows < kLeastRows || !fills(spec.in) || !fills(spec.out)) {
+    return false;
+  }
+  // Whether each thread has outputs, and the last one not much less than the others.
+  const std::int64_t vectors = spec.out / kLanes, sharing = threads / row_groups(threads, spec);
+  return 5 * vectors >= 4 * quotient_up(vectors, sharing) * sharing;
 }
 
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
     : threads_(threads),
       spec_(spec),
-      groups_(threads),
+      groups_(row_groups(threads, spec)),
       factors_(spec.precision, {.weights = weights()}, spec.types, workspace_) {
-  if (!handles(spec)) throw std::logic_error(describe(spec) + ": not for these tiles");
-  while (groups_ > 1 && (threads % groups_ != 0 || spec.rows < groups_ * kGroupRows)) --groups_;
-  const std::size_t gradient = align_up(sums_bytes()) + static_cast<std::size_t>(threads) * gradient_bytes();
-  behind_ = workspace_.reserve(std::max({static_cast<std::size_t>(threads) * product_bytes(), gradient,
-                                         bias_gradient_workspace({spec.rows, spec.out})}));
+  if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for these tiles");
+  const auto count = static_cast<std::size_t>(threads);
+  const std::size_t gradient = sums_bytes() + count * (factor_bytes(spec.out) + factor_bytes(spec.in));
+  behind_ = workspace_.reserve(
+      std::max({count * product_bytes(), gradient, bias_gradient_workspace({spec.rows, spec.out})}));
 }
 
 std::size_t TiledLinear::sums_bytes() const {
-  return static_cast<std::size_t>((groups_ - 1) * weights()) * sizeof(float);
+  return align_up(static_cast<std::size_t>((groups_ - 1) * weights()) * sizeof(float));
+}
+
+// Of a thread, for what it packs of a factor of the weight gradient.
+std::size_t TiledLinear::factor_bytes(std::int64_t columns) const {
+  return packed_bytes(std::min(kBlockRows, spec_.rows), std::min(kPackedColumns, columns));
 }
 
 // Of a thread, for either of the products whose rows are the map's.
@@ -289,7 +312,10 @@ void TiledLinear::forward(Stream& stream, const LinearForward& operands, std::by
                         .stride = spec_.out,
                         .bias = operands.bias,
                         .relu = spec_.activation == Activation::kRelu};
-    multiply_rows(threads_, {operands.input, spec_.rows, spec_.out, in, result}, pack, product_bytes(), own);
+    multiply_share(
+        threads_,
+        {.from = operands.input, .rows = spec_.rows, .columns = spec_.out, .inner = in, .result = result},
+        pack, product_bytes(), own);
   });
 }
 
@@ -303,8 +329,10 @@ void TiledLinear::backward_input(Stream& stream, const LinearBackwardInput& oper
       pack_panels(Source<Bf16>{weights + first, in}, panels, out / Bf16Factors::kValues, packed);
     };
     const Result result{.to = operands.input_gradient, .stride = in};
-    multiply_rows(threads_, {operands.output_gradient, spec_.rows, in, out, result}, pack, product_bytes(),
-                  own);
+    multiply_share(
+        threads_,
+        {.from = operands.output_gradient, .rows = spec_.rows, .columns = in, .inner = out, .result = result},
+        pack, product_bytes(), own);
   });
 }
 
@@ -314,7 +342,8 @@ void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& 
   std::byte* const own = workspace + behind_;
   stream.submit([this, operands, own] {
     auto* const sums = reinterpret_cast<float*>(own);
-    std::byte* const packed = own + align_up(sums_bytes());
+    std::byte* const packed = own + sums_bytes();
+    const std::size_t thread_bytes = factor_bytes(spec_.out) + factor_bytes(spec_.in);
     const int parts = threads_ / groups_;
 #pragma omp parallel for num_threads(threads_) schedule(static, 1)
     for (int thread = 0; thread < threads_; ++thread) {
@@ -324,7 +353,7 @@ void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& 
       float* const to = group == 0 ? operands.weight_gradient : sums + (group - 1) * weights();
       sum_products({operands.output_gradient, operands.input, rows, outputs}, to,
                    group == 0 && operands.mode == GradientMode::kAdd,
-                   packed + static_cast<std::size_t>(thread) * gradient_bytes());
+                   packed + static_cast<std::size_t>(thread) * thread_bytes);
     }
     if (groups_ > 1) add_groups(sums, operands.weight_gradient);
   });
@@ -336,7 +365,7 @@ void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& 
 // By blocks of rows, which are packed and multiplied while they are in the caches.
 void TiledLinear::sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const {
   auto* const groups = reinterpret_cast<std::uint32_t*>(workspace);
-  std::uint32_t* const packed = groups + gradient_bytes() / 2 / sizeof(std::uint32_t);
+  std::uint32_t* const packed = groups + factor_bytes(spec_.out) / sizeof(std::uint32_t);
   const Parts all_outputs = gradient_parts(part.outputs.size()), all_inputs = gradient_parts(spec_.in);
   for (std::int64_t row = part.rows.begin; row < part.rows.end; row += kBlockRows) {
     const std::int64_t pairs = std::min(kBlockRows, part.rows.end - row) / Bf16Factors::kValues;
@@ -373,7 +402,7 @@ void TiledLinear::add_groups(const float* sums, float* weight_gradient) const {
 
 #else
 
-bool TiledLinear::handles(const LinearSpec&) { return false; }
+bool TiledLinear::handles(int, const LinearSpec&) { return false; }
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
     : threads_(threads), spec_(spec), groups_(1), factors_(spec.precision, {}, spec.types, workspace_) {
   throw std::logic_error("no products in bf16 on this processor");

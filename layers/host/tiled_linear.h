@@ -15,11 +15,11 @@
 
 namespace pipeoptim::host {
 
-// Each thread has its share of the rows, in all three directions the same one, so that what it reads is what
-// it wrote as a rule, and packs for itself what it needs of the weights. Rows that are given in fp32 are
-// rounded on the way. Sums are fp32, each in the order of its terms, but weight gradients of many rows: those
-// are summed in groups of rows, as many as the threads allow, which are then added in order. Their bits
-// depend on the number of threads, as oneDNN's.
+// Each thread has its share of the rows, the same one forward and backward, so that what it reads is what it
+// wrote as a rule, and packs for itself what it needs of the weights. Rows that are given in fp32 are rounded
+// on the way. Sums are fp32. Those of weight gradients are made of blocks of rows, by as many groups of rows
+// as divide the threads and have enough of them each, and added in order: their bits depend on the number of
+// threads, as oneDNN's. Where there are fewer groups than threads, threads share out the outputs of a group.
 class TiledLinear final : public LinearPlan {
  public:
   struct Range {
@@ -28,8 +28,9 @@ class TiledLinear final : public LinearPlan {
   };
 
   // Whether the processor has the instructions, and the extents fill the tiles: rows in eights, features in
-  // sixteens, and so many rows that packing the weights is cheap beside the product.
-  static bool handles(const LinearSpec& spec);
+  // sixteens, so many rows that packing the weights is cheap beside the product, features that leave it in
+  // the caches, and work for each thread.
+  static bool handles(int threads, const LinearSpec& spec);
 
   TiledLinear(int threads, const LinearSpec& spec);
 
@@ -49,6 +50,7 @@ class TiledLinear final : public LinearPlan {
   std::int64_t weights() const { return spec_.in * spec_.out; }
   std::size_t sums_bytes() const;
   std::size_t product_bytes() const;
+  std::size_t factor_bytes(std::int64_t columns) const;
   void sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const;
   void add_groups(const float* sums, float* weight_gradient) const;
 

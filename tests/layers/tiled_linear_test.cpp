@@ -23,14 +23,13 @@ using test::random_values;
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
-LinearSpec spec_of(std::int64_t rows, std::int64_t in, std::int64_t out,
-                   ElementType type = ElementType::kFp32) {
+LinearSpec spec_of(std::int64_t rows, std::int64_t in, std::int64_t out, ElementTypes types = {}) {
   return {.rows = rows,
           .in = in,
           .out = out,
           .bias = Bias::kYes,
           .precision = MatrixPrecision::kBf16,
-          .types = {type, type}};
+          .types = types};
 }
 
 struct Case {
@@ -49,24 +48,24 @@ class TiledLinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
   struct Results {
     std::vector<float> y, dx, dw, db;  // y and dx as fp32, whatever they are stored in
   };
-  Results run(ElementType type, GradientMode mode) {
-    const LinearSpec spec = spec_of(c_.rows, c_.in, c_.out, type);
-    EXPECT_TRUE(TiledLinear::handles(spec));
+  Results run(ElementTypes types, GradientMode mode) {
+    const LinearSpec spec = spec_of(c_.rows, c_.in, c_.out, types);
+    EXPECT_TRUE(TiledLinear::handles(threads_, spec));
     const TiledLinear map(threads_, spec);
     Memory workspace(Device::host(), map.workspace_bytes());
     Results r{nothing(c_.rows * c_.out), nothing(c_.rows * c_.in), before_w_, before_b_};
     std::vector<Bf16> y(r.y.size()), dx(r.dx.size());
-    const bool rounded = type == ElementType::kBf16;
-    const Factor x = rounded ? Factor{nullptr, x_rounded_.data()} : Factor{x_.data()};
+    const bool in = types.input == ElementType::kBf16, out = types.output == ElementType::kBf16;
+    const Factor x = in ? Factor{nullptr, x_rounded_.data()} : Factor{x_.data()};
     const Factor w{nullptr, w_rounded_.data()};
-    const Factor dy = rounded ? Factor{nullptr, dy_rounded_.data()} : Factor{dy_.data()};
-    const auto to = [rounded](std::vector<float>& fp32, std::vector<Bf16>& bf16) {
+    const Factor dy = out ? Factor{nullptr, dy_rounded_.data()} : Factor{dy_.data()};
+    const auto to = [](bool rounded, std::vector<float>& fp32, std::vector<Bf16>& bf16) {
       return rounded ? Destination{nullptr, bf16.data()} : Destination{fp32.data()};
     };
     Stream stream(Device::host(), {.threads = threads_});
-    map.forward(stream, {.input = x, .weights = w, .bias = bias_.data(), .output = to(r.y, y)},
+    map.forward(stream, {.input = x, .weights = w, .bias = bias_.data(), .output = to(out, r.y, y)},
                 workspace.data());
-    map.backward_input(stream, {.weights = w, .output_gradient = dy, .input_gradient = to(r.dx, dx)},
+    map.backward_input(stream, {.weights = w, .output_gradient = dy, .input_gradient = to(in, r.dx, dx)},
                        workspace.data());
     map.backward_weights(stream,
                          {.input = x,
@@ -76,8 +75,8 @@ class TiledLinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
                           .mode = mode},
                          workspace.data());
     stream.synchronize();
-    for (std::size_t i = 0; rounded && i < y.size(); ++i) r.y[i] = to_float(y[i]);
-    for (std::size_t i = 0; rounded && i < dx.size(); ++i) r.dx[i] = to_float(dx[i]);
+    for (std::size_t i = 0; out && i < y.size(); ++i) r.y[i] = to_float(y[i]);
+    for (std::size_t i = 0; in && i < dx.size(); ++i) r.dx[i] = to_float(dx[i]);
     return r;
   }
 
@@ -120,7 +119,7 @@ TEST_P(TiledLinearTest, MatchesLoops) {
   const std::vector<float> x = test::nearest_bf16(x_), w = test::nearest_bf16(w_);
   const std::vector<float> dy = test::nearest_bf16(dy_);
   for (const bool adds : {false, true}) {
-    const Results r = run(ElementType::kFp32, adds ? GradientMode::kAdd : GradientMode::kStore);
+    const Results r = run({}, adds ? GradientMode::kAdd : GradientMode::kStore);
     const auto from = [&](const std::vector<float>& before, std::int64_t index) {
       return adds ? double{at(before, index)} : 0.0;
     };
@@ -147,31 +146,40 @@ TEST_P(TiledLinearTest, MatchesLoops) {
 
 // Given in bf16 or rounded on the way, factors are the same; results in bf16 are those in fp32, rounded.
 TEST_P(TiledLinearTest, ComputesTheSameFromAndToBf16) {
-  const Results fp32 = run(ElementType::kFp32, GradientMode::kStore);
-  const Results bf16 = run(ElementType::kBf16, GradientMode::kStore);
-  EXPECT_EQ(bf16.y, test::nearest_bf16(fp32.y));
-  EXPECT_EQ(bf16.dx, test::nearest_bf16(fp32.dx));
-  EXPECT_EQ(bf16.dw, fp32.dw);
+  constexpr ElementType kFp32 = ElementType::kFp32, kBf16 = ElementType::kBf16;
+  const Results fp32 = run({kFp32, kFp32}, GradientMode::kStore);
+  for (const ElementTypes types :
+       {ElementTypes{kBf16, kBf16}, ElementTypes{kBf16, kFp32}, ElementTypes{kFp32, kBf16}}) {
+    const Results mixed = run(types, GradientMode::kStore);
+    EXPECT_EQ(mixed.y, types.output == kBf16 ? test::nearest_bf16(fp32.y) : fp32.y);
+    EXPECT_EQ(mixed.dx, types.input == kBf16 ? test::nearest_bf16(fp32.dx) : fp32.dx);
+    EXPECT_EQ(mixed.dw, fp32.dw);
+  }
 }
 
-// 272 and 528: more than are packed together of a gradient; 2048 x 144: of the weights; 2056 rows: two groups
-// for two threads, not in whole blocks; 520: a thread's last chunk is short.
+// 272 and 528: more than are packed together of a gradient; 2048 x 192: of the weights. 2056 and 3080 rows:
+// up to three groups, for four threads two of two each, not in whole blocks. 520: a thread's last chunk is
+// short.
 INSTANTIATE_TEST_SUITE_P(Extents, TiledLinearTest,
-                         testing::Combine(testing::Values(Case{512, 32, 32}, Case{520, 64, 80},
-                                                          Case{2056, 272, 48}, Case{3080, 48, 528},
-                                                          Case{528, 272, 304}, Case{512, 2048, 144}),
-                                          testing::Values(1, 2, 3)));
+                         testing::Combine(testing::Values(Case{2056, 272, 192}, Case{3080, 48, 528},
+                                                          Case{528, 272, 304}, Case{512, 2048, 192}),
+                                          testing::Values(1, 2, 3, 4)));
+INSTANTIATE_TEST_SUITE_P(NarrowExtents, TiledLinearTest,
+                         testing::Combine(testing::Values(Case{512, 32, 32}, Case{520, 64, 80}),
+                                          testing::Values(1, 2)));
 
 TEST(TiledLinear, IsForManyRowsOfFeaturesInSixteens) {
   if (!multiplies_bf16_pairs()) GTEST_SKIP() << "no bf16";
-  EXPECT_TRUE(TiledLinear::handles(spec_of(512, 32, 48)));
-  EXPECT_FALSE(TiledLinear::handles(spec_of(504, 32, 48))) << "few rows";
-  EXPECT_FALSE(TiledLinear::handles(spec_of(516, 32, 48))) << "rows not in eights";
-  EXPECT_FALSE(TiledLinear::handles(spec_of(512, 16, 48))) << "one vector";
-  EXPECT_FALSE(TiledLinear::handles(spec_of(512, 32, 65)));
+  EXPECT_TRUE(TiledLinear::handles(1, spec_of(512, 32, 48)));
+  EXPECT_FALSE(TiledLinear::handles(1, spec_of(504, 32, 48))) << "few rows";
+  EXPECT_FALSE(TiledLinear::handles(1, spec_of(516, 32, 48))) << "rows not in eights";
+  EXPECT_FALSE(TiledLinear::handles(1, spec_of(512, 16, 48))) << "one vector";
+  EXPECT_FALSE(TiledLinear::handles(1, spec_of(512, 32, 65)));
+  EXPECT_FALSE(TiledLinear::handles(1, spec_of(512, 2064, 48))) << "too wide for the caches";
+  EXPECT_FALSE(TiledLinear::handles(4, spec_of(1024, 48, 48))) << "three vectors for four threads";
   LinearSpec fp32 = spec_of(512, 32, 48);
   fp32.precision = MatrixPrecision::kFp32;
-  EXPECT_FALSE(TiledLinear::handles(fp32));
+  EXPECT_FALSE(TiledLinear::handles(1, fp32));
 }
 
 }  // namespace

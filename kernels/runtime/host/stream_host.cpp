@@ -48,12 +48,17 @@ class QueuedStream : public HostStream {
 
  protected:
   static constexpr std::size_t kRing = 512;  // tasks in flight; submit blocks beyond
+  // Room that a blocked submitter waits for: woken after each task, it would take the processor from the next
+  // one time and again.
+  static constexpr std::size_t kRoom = kRing / 8;
 
   std::uint64_t in_flight() const { return submitted_ - done_; }
-  // Waits until there is room, and then for plenty of it: whoever submits more than the stream can take would
-  // otherwise be woken after each task, and take the processor from the next one.
   void wait_for_room(std::unique_lock<std::mutex>& lock, std::condition_variable& room) {
-    if (in_flight() == kRing) room.wait(lock, [this] { return in_flight() <= kRing / 2; });
+    if (in_flight() == kRing) room.wait(lock, [this] { return in_flight() <= kRing - kRoom; });
+  }
+  void finish_task(std::condition_variable& room) {
+    ++done_;
+    if (in_flight() == kRing - kRoom) room.notify_all();
   }
   // Runs a task without the lock, unless one before it has failed.
   void run(std::unique_lock<std::mutex>& lock, Task& task, bool always) {
@@ -147,8 +152,7 @@ class WorkerStream final : public QueuedStream {
       if (done_ == submitted_) return;
       Entry& entry = ring_[done_ % kRing];
       run(lock, entry.task, entry.always);
-      ++done_;
-      if (in_flight() == kRing / 2) room_.notify_all();
+      finish_task(room_);
       if (done_ == submitted_) idle_.notify_all();
     }
   }
@@ -185,7 +189,7 @@ class BorrowedStream final : public QueuedStream {
     {
       const std::lock_guard lock(mutex_);
       state_ = State::kRunning;
-      ++done_;
+      finish_task(changed_);
     }
     go_on();
   }
@@ -379,8 +383,7 @@ void BorrowedStream::go_on() {
     } else {
       run(lock, entry.task, entry.always);
     }
-    ++done_;
-    changed_.notify_all();
+    finish_task(changed_);
   }
   state_ = State::kIdle;
   changed_.notify_all();  // under the lock: whoever sees the stream idle may destroy it
