@@ -165,15 +165,12 @@ PO_BF16_PAIRS inline void make_numerators(const Head<Factors>& head, std::int64_
 }
 
 // Asks for a block's rows from `first` on before they are read or written: no processor foresees short pieces
-// of memory so far apart. Inlined for sure: GCC leaves out calls of functions that do nothing else.
+// of memory so far apart.
 template <typename Factors>
 PO_INLINED inline void prefetch_block(const Head<Factors>& head, const typename Factors::Value* rows,
                                       std::int64_t stride, std::int64_t first) {
-  constexpr std::int64_t kLine = 64 / sizeof(*rows);
   const std::int64_t end = std::min(first + kBlock, head.length);
-  for (std::int64_t row = first; row < end; ++row) {
-    for (std::int64_t c = 0; c < head.width; c += kLine) __builtin_prefetch(rows + row * stride + c);
-  }
+  for (std::int64_t row = first; row < end; ++row) prefetch_row(rows + row * stride, head.width);
 }
 // Of those that the next head has beside this one's.
 template <typename Factors>

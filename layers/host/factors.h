@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/runtime/macros.h"
 #include "layers/host/bf16_instructions.h"
 
 namespace pipeoptim::host {
@@ -57,6 +58,14 @@ struct Rows {
   std::int64_t dwords() const { return width / Factors::kValues; }
   const auto* row(std::int64_t index) const { return index < count ? from + index * stride : nullptr; }
 };
+
+// Asks for a row before it is read or written. Inlined for sure: GCC leaves out calls of functions that do
+// nothing else.
+template <typename Value>
+PO_INLINED inline void prefetch_row(const Value* row, std::int64_t columns) {
+  constexpr std::int64_t kLine = 64 / sizeof(Value);
+  for (std::int64_t c = 0; c < columns; c += kLine) __builtin_prefetch(row + c);
+}
 
 // [row][dword of columns]: the rows side by side.
 template <typename Factors>

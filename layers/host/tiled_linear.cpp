@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "kernels/runtime/buffer.h"
 #include "layers/bias.h"
-#include "layers/host/factors.h"
+#include "layers/host/panels.h"
 #include "layers/host/planning.h"
 #include "layers/typed.h"
 
@@ -28,153 +27,6 @@ int row_groups(int threads, const LinearSpec& spec) {
   };
   while (groups > 1 && too_many()) --groups;
   return groups;
-}
-
-using Range = TiledLinear::Range;
-
-// An extent in parts of multiples of `unit`, which differ by at most one unit.
-struct Parts {
-  std::int64_t extent, unit, count;
-
-  static Parts of_at_most(std::int64_t most, std::int64_t extent, std::int64_t unit) {
-    return {extent, unit, quotient_up(extent, most)};
-  }
-  Range operator[](std::int64_t part) const {
-    return {extent / unit * part / count * unit, extent / unit * (part + 1) / count * unit};
-  }
-  std::int64_t largest() const { return quotient_up(extent / unit, count) * unit; }
-};
-
-// Columns that are packed together: three vectors, and two where three do not come out even.
-constexpr std::int64_t kPanel = 3 * kLanes, kNarrowPanel = 2 * kLanes;
-
-struct Panels {
-  std::int64_t columns;  // in sixteens, more than one
-
-  std::int64_t narrow() const { return (3 - columns / kLanes % 3) % 3; }
-  std::int64_t wide() const { return (columns - narrow() * kNarrowPanel) / kPanel; }
-  std::int64_t count() const { return wide() + narrow(); }
-  std::int64_t begin(std::int64_t panel) const {
-    const std::int64_t behind = std::max<std::int64_t>(0, panel - wide());
-    return (panel - behind) * kPanel + behind * kNarrowPanel;
-  }
-  std::int64_t width(std::int64_t panel) const { return panel < wide() ? kPanel : kNarrowPanel; }
-};
-
-// Dwords of a column of a panel: not a power of two, so that panels do not compete for the same lines of a
-// cache.
-constexpr std::int64_t stride_of(std::int64_t dwords) { return dwords + 2; }
-
-std::size_t packed_bytes(std::int64_t values, std::int64_t columns) {
-  const std::int64_t dwords = stride_of(values / Bf16Factors::kValues) * columns;
-  return align_up(static_cast<std::size_t>(dwords) * sizeof(std::uint32_t));
-}
-
-// Where tiles go.
-struct Result {
-  Destination to;  // from the first row and column on
-  std::int64_t stride;
-  const float* bias = nullptr;
-  bool relu = false, adds = false;
-
-  Result at(std::int64_t row, std::int64_t column) const {
-    Result moved = *this;
-    if (to.rounded != nullptr) moved.to.rounded += row * stride + column;
-    if (to.values != nullptr) moved.to.values += row * stride + column;
-    if (bias != nullptr) moved.bias += column;
-    return moved;
-  }
-  PO_BF16_PAIRS void store(std::int64_t row, std::int64_t column, __m512 sums) const {
-    const std::int64_t at = row * stride + column;
-    if (bias != nullptr) sums = _mm512_add_ps(sums, _mm512_loadu_ps(bias + column));
-    if (relu) sums = _mm512_max_ps(_mm512_setzero_ps(), sums);  // the second one where one is NaN
-    if (to.rounded != nullptr) return Bf16Factors::store(to.rounded + at, sums);
-    if (adds) sums = _mm512_add_ps(sums, _mm512_loadu_ps(to.values + at));
-    _mm512_storeu_ps(to.values + at, sums);
-  }
-};
-
-// The factor of the rows: that of row m at dword d lies at m row + d step, for rows in groups of kRows, which
-// begin `group` dwords from each other.
-struct RowFactor {
-  const std::uint32_t* from;
-  std::int64_t group, row, step;
-};
-
-// All panels of `packed`, each for all rows.
-PO_BF16_PAIRS void multiply_panels(const RowFactor& a, std::int64_t rows, const std::uint32_t* packed,
-                                   const Panels& panels, std::int64_t dwords, const Result& result) {
-  for (std::int64_t panel = 0; panel < panels.count(); ++panel) {
-    const std::int64_t column = panels.begin(panel), width = panels.width(panel);
-    for (std::int64_t group = 0; group < rows / kRows; ++group) {
-      const Product<Bf16Factors> product{.a = a.from + group * a.group,
-                                         .a_row = a.row,
-                                         .a_step = a.step,
-                                         .b = packed + column * stride_of(dwords),
-                                         .b_step = width,
-                                         .dwords = dwords};
-      const Result tile = result.at(group * kRows, column);
-      if (width == kPanel) {
-        multiply_tile<3>(product, 0, 0, tile);
-      } else {
-        multiply_tile<2>(product, 0, 0, tile);
-      }
-    }
-  }
-}
-
-// Rows of a dense matrix.
-template <typename Value>
-struct Source {
-  const Value* from;
-  std::int64_t stride;
-};
-
-// Asks for two rows before they are packed: they come from memory, or from another core's caches. Inlined for
-// sure: GCC leaves out calls of functions that do nothing else.
-template <typename Value>
-PO_INLINED inline void prefetch_pair(const Source<Value>& rows, std::int64_t columns, std::int64_t pair) {
-  constexpr std::int64_t kLine = 64 / sizeof(Value);
-  const Value *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
-  for (std::int64_t c = 0; c < columns; c += kLine) {
-    __builtin_prefetch(first + c);
-    __builtin_prefetch(second + c);
-  }
-}
-constexpr std::int64_t kPairsAhead = 4;
-
-// Panels of columns, in pairs of rows.
-template <typename Value>
-PO_BF16_PAIRS void pack_panels(const Source<Value>& rows, const Panels& panels, std::int64_t pairs,
-                               std::uint32_t* packed) {
-  for (std::int64_t pair = 0; pair < pairs; ++pair) {
-    if (pair + kPairsAhead < pairs) prefetch_pair(rows, panels.columns, pair + kPairsAhead);
-    const Value *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
-    for (std::int64_t panel = 0; panel < panels.count(); ++panel) {
-      const std::int64_t column = panels.begin(panel), width = panels.width(panel);
-      std::uint32_t* const to = packed + column * stride_of(pairs) + pair * width;
-      for (std::int64_t c = 0; c < width; c += kLanes) {
-        _mm512_store_si512(to + c, paired(first, second, column + c));
-      }
-    }
-  }
-}
-
-// The same to groups of kRows columns.
-template <typename Value>
-PO_BF16_PAIRS void pack_groups(const Source<Value>& rows, std::int64_t columns, std::int64_t pairs,
-                               std::uint32_t* groups) {
-  const std::int64_t next = kRows * stride_of(pairs);
-  for (std::int64_t pair = 0; pair < pairs; ++pair) {
-    if (pair + kPairsAhead < pairs) prefetch_pair(rows, columns, pair + kPairsAhead);
-    const Value *const first = rows.from + 2 * pair * rows.stride, *const second = first + rows.stride;
-    std::uint32_t* to = groups + pair * kRows;
-    for (std::int64_t c = 0; c < columns; c += kLanes, to += 2 * next) {
-      const __m512i both = paired(first, second, c);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(both));
-      _mm256_store_si256(reinterpret_cast<__m256i*>(to + next), _mm512_extracti64x4_epi64(both, 1));
-    }
-  }
 }
 
 // rows . columns to a result: rows x inner, inner x columns.
@@ -231,7 +83,7 @@ void multiply_share(int threads, const RowProduct& product, const Pack& pack, st
         if (!rounded) round_chunk(product.from.values + row * inner, rows * inner, chunk);
         const Bf16* const from = rounded ? product.from.rounded + row * inner : chunk;
         multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(from),
-                         .group = kRows * dwords,
+                         .tile = kRows * dwords,
                          .row = dwords,
                          .step = 1},
                         rows, packed, panels, dwords, product.result.at(row, parts[part].begin));
@@ -264,9 +116,7 @@ bool TiledLinear::handles(int threads, const LinearSpec& spec) {
       spec.rows < kLeastRows || !fills(spec.in) || !fills(spec.out)) {
     return false;
   }
-  // Whether each thread has outputs, and the last one not much less than the others.
-  const std::int64_t vectors = spec.out / kLanes, sharing = threads / row_groups(threads, spec);
-  return 5 * vectors >= 4 * quotient_up(vectors, sharing) * sharing;
+  return keeps_busy(threads / row_groups(threads, spec), spec.out / kLanes);
 }
 
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
@@ -355,7 +205,9 @@ void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& 
                    group == 0 && operands.mode == GradientMode::kAdd,
                    packed + static_cast<std::size_t>(thread) * thread_bytes);
     }
-    if (groups_ > 1) add_groups(sums, operands.weight_gradient);
+    if (groups_ > 1) {
+      add_parts(threads_, sums, groups_ - 1, weights(), GradientMode::kAdd, operands.weight_gradient);
+    }
   });
   if (operands.bias_gradient == nullptr) return;
   sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
@@ -364,39 +216,27 @@ void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& 
 
 // By blocks of rows, which are packed and multiplied while they are in the caches.
 void TiledLinear::sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const {
-  auto* const groups = reinterpret_cast<std::uint32_t*>(workspace);
-  std::uint32_t* const packed = groups + factor_bytes(spec_.out) / sizeof(std::uint32_t);
+  auto* const eights = reinterpret_cast<std::uint32_t*>(workspace);
+  std::uint32_t* const packed = eights + factor_bytes(spec_.out) / sizeof(std::uint32_t);
   const Parts all_outputs = gradient_parts(part.outputs.size()), all_inputs = gradient_parts(spec_.in);
   for (std::int64_t row = part.rows.begin; row < part.rows.end; row += kBlockRows) {
     const std::int64_t pairs = std::min(kBlockRows, part.rows.end - row) / Bf16Factors::kValues;
-    std::int64_t there = -1;  // inputs that are packed
     for (std::int64_t o = 0; o < all_outputs.count; ++o) {
       const std::int64_t output = part.outputs.begin + all_outputs[o].begin, outputs = all_outputs[o].size();
       with_source(part.output_gradient, row, spec_.out, output,
-                  [&](const auto& dy) { pack_groups(dy, outputs, pairs, groups); });
+                  [&](const auto& dy) { pack_eights(dy, outputs, pairs, eights); });
       for (std::int64_t i = 0; i < all_inputs.count; ++i) {
         const std::int64_t input = all_inputs[i].begin;
         const Panels panels{all_inputs[i].size()};
-        if (there != i) {
+        if (o == 0 || all_inputs.count > 1) {  // or they are there
           with_source(part.input, row, spec_.in, input,
                       [&](const auto& x) { pack_panels(x, panels, pairs, packed); });
         }
-        there = i;
         const Result result{.to = to, .stride = spec_.in, .adds = adds || row > part.rows.begin};
-        multiply_panels({.from = groups, .group = kRows * stride_of(pairs), .row = 1, .step = kRows}, outputs,
+        multiply_panels({.from = eights, .tile = kRows * stride_of(pairs), .row = 1, .step = kRows}, outputs,
                         packed, panels, pairs, result.at(output, input));
       }
     }
-  }
-}
-
-void TiledLinear::add_groups(const float* sums, float* weight_gradient) const {
-  const std::int64_t count = weights();
-#pragma omp parallel for simd num_threads(threads_) schedule(static)
-  for (std::int64_t i = 0; i < count; ++i) {
-    float sum = weight_gradient[i];
-    for (int group = 1; group < groups_; ++group) sum += sums[(group - 1) * count + i];
-    weight_gradient[i] = sum;
   }
 }
 

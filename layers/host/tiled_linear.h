@@ -1,5 +1,5 @@
-// Linear maps with factors in bf16 by products of our own, for AVX-512 BF16: the tiles of factors.h over
-// panels that are packed for the caches. oneDNN 2.6 takes the same time where the cores share a cache, and up
+// Linear maps with factors in bf16 by products of our own, for AVX-512 BF16, over panels that are packed
+// for the caches. oneDNN 2.6 takes the same time where the cores share a cache, and up
 // to a sixth more where what one has written comes to the other from afar.
 #pragma once
 
@@ -9,6 +9,7 @@
 #include "kernels/runtime/bf16.h"
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/stream.h"
+#include "layers/host/shares.h"
 #include "layers/provider.h"
 #include "layers/rounding.h"
 #include "layers/tensor.h"
@@ -22,11 +23,6 @@ namespace pipeoptim::host {
 // threads, as oneDNN's. Where there are fewer groups than threads, threads share out the outputs of a group.
 class TiledLinear final : public LinearPlan {
  public:
-  struct Range {
-    std::int64_t begin, end;
-    std::int64_t size() const { return end - begin; }
-  };
-
   // Whether the processor has the instructions, and the extents fill the tiles: rows in eights, features in
   // sixteens, so many rows that packing the weights is cheap beside the product, features that leave it in
   // the caches, and work for each thread.
@@ -52,7 +48,6 @@ class TiledLinear final : public LinearPlan {
   std::size_t product_bytes() const;
   std::size_t factor_bytes(std::int64_t columns) const;
   void sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const;
-  void add_groups(const float* sums, float* weight_gradient) const;
 
   int threads_;
   LinearSpec spec_;

@@ -38,11 +38,8 @@ PairedWeightGradient::Division PairedWeightGradient::division(const Extents& e) 
   return e.weights <= kNarrowWeights ? Division::kRecords : Division::kChannels;
 }
 
-// Whether each thread has work, and the last one not much less than the others.
 bool PairedWeightGradient::divides(int threads, const Extents& e) {
-  if (division(e) == Division::kRecords) return e.records >= threads;
-  const std::int64_t blocks = e.output.blocks(), most = quotient_up(blocks, threads);
-  return 5 * blocks >= 4 * most * threads;
+  return division(e) == Division::kRecords ? e.records >= threads : keeps_busy(threads, e.output.blocks());
 }
 
 #if defined(__x86_64__)
@@ -160,9 +157,6 @@ PairedWeightGradient::PairedWeightGradient(int threads, const ConvolutionSpec& s
 
 PairedWeightGradient::Part PairedWeightGradient::part(float* sums, std::byte* workspace, int thread) const {
   const Extents& e = extents_;
-  const auto share = [&](std::int64_t count) {
-    return Range{count * thread / threads_, count * (thread + 1) / threads_};
-  };
   std::byte* const input = workspace + sums_bytes_ + part_bytes_ * static_cast<std::size_t>(thread);
   Part part{{0, e.records},
             {0, e.output.blocks()},
@@ -170,16 +164,16 @@ PairedWeightGradient::Part PairedWeightGradient::part(float* sums, std::byte* wo
             reinterpret_cast<std::uint32_t*>(input),
             reinterpret_cast<std::uint32_t*>(input + input_bytes_)};
   if (division_ == Division::kRecords) {
-    part.records = share(e.records);
+    part.records = Parts{e.records, 1, threads_}[thread];
     part.sums += thread * e.weights;
   } else {
-    part.output_blocks = share(e.output.blocks());
+    part.output_blocks = Parts{e.output.blocks(), 1, threads_}[thread];
   }
   return part;
 }
 
 void PairedWeightGradient::sum(const Part& part, const Bf16* input, const Bf16* output_gradient) const {
-  if (part.output_blocks.begin == part.output_blocks.end) return;
+  if (part.output_blocks.size() == 0) return;
   const Extents& e = extents_;
   const std::int64_t block_weights = kBlock * kKernel * kKernel * e.input.channels;
   std::fill(part.sums + part.output_blocks.begin * block_weights,
@@ -210,17 +204,6 @@ void PairedWeightGradient::multiply_blocks(const Part& part, std::int64_t pairs)
   }
 }
 
-void PairedWeightGradient::add_threads(const float* sums, float* weight_gradient, GradientMode mode) const {
-  const std::int64_t weights = extents_.weights;
-  const int parts = division_ == Division::kRecords ? threads_ : 1;
-#pragma omp parallel for simd num_threads(threads_) schedule(static)
-  for (std::int64_t i = 0; i < weights; ++i) {
-    float sum = 0;
-    for (int thread = 0; thread < parts; ++thread) sum += sums[thread * weights + i];
-    weight_gradient[i] = mode == GradientMode::kAdd ? weight_gradient[i] + sum : sum;
-  }
-}
-
 void PairedWeightGradient::run(Stream& stream, const Bf16* input, const Bf16* output_gradient,
                                float* weight_gradient, GradientMode mode, std::byte* workspace) const {
   require_threads("convolution", threads_, stream);
@@ -231,7 +214,8 @@ void PairedWeightGradient::run(Stream& stream, const Bf16* input, const Bf16* ou
     for (int thread = 0; thread < threads_; ++thread) {
       sum(part(sums, workspace, thread), input, output_gradient);
     }
-    if (!in_place) add_threads(sums, weight_gradient, mode);
+    const int parts = division_ == Division::kRecords ? threads_ : 1;
+    if (!in_place) add_parts(threads_, sums, parts, extents_.weights, mode, weight_gradient);
   });
 }
 

@@ -7,6 +7,7 @@
 
 #include "kernels/runtime/bf16.h"
 #include "kernels/runtime/stream.h"
+#include "layers/host/shares.h"
 #include "layers/provider.h"
 
 namespace pipeoptim::host {
@@ -36,9 +37,6 @@ class PairedWeightGradient {
 
  private:
   enum class Division { kRecords, kChannels };
-  struct Range {
-    std::int64_t begin, end;
-  };
   // Of one of the two factors. Packed, it is [block of 16 channels][pixel][pair][channel], a dword each.
   struct Image {
     std::int64_t rows = 0, columns = 0, channels = 0;
@@ -68,7 +66,6 @@ class PairedWeightGradient {
   Part part(float* sums, std::byte* workspace, int thread) const;
   void sum(const Part& part, const Bf16* input, const Bf16* output_gradient) const;
   void multiply_blocks(const Part& part, std::int64_t pairs) const;
-  void add_threads(const float* sums, float* weight_gradient, GradientMode mode) const;
 
   static void pack(const Image& image, const Range& blocks, const Bf16* first, std::int64_t records,
                    std::uint32_t* packed);

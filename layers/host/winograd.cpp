@@ -37,8 +37,7 @@ bool WinogradConvolution::handles(int threads, const ConvolutionSpec& spec) {
 
 bool WinogradConvolution::handles_weights(int threads, const ConvolutionSpec& spec) {
   const std::int64_t products = spec.input[3] * spec.out_channels;
-  const std::int64_t blocks = spec.out_channels / kLanes, most = quotient_up(blocks, threads);
-  const bool divides = products <= kNarrow || 5 * blocks >= 4 * most * threads;
+  const bool divides = products <= kNarrow || keeps_busy(threads, spec.out_channels / kLanes);
   return handles(threads, spec) && spec.input[3] + spec.out_channels >= kFewestChannels && divides;
 }
 
@@ -104,28 +103,26 @@ void WinogradConvolution::backward_data(Stream& stream, const float* weights, co
 }
 
 WinogradConvolution::Part WinogradConvolution::part(std::byte* workspace, int thread) const {
-  const auto share = [&](std::int64_t count, int of) { return count * of / threads_; };
   float* const sums = all_points(workspace);
   if (division_ == Division::kTiles) {
-    return {share(tiles_, thread), share(tiles_, thread + 1), 0, out_.channels,
-            sums + thread * kPoints * products()};
+    return {Parts{tiles_, 1, threads_}[thread], {0, out_.channels}, sums + thread * kPoints * products()};
   }
-  const std::int64_t blocks = out_.channels / kLanes, first = share(blocks, thread);
-  return {0, tiles_, first * kLanes, (share(blocks, thread + 1) - first) * kLanes, sums};
+  return {{0, tiles_}, Parts{out_.channels, kLanes, threads_}[thread], sums};
 }
 
 void WinogradConvolution::sum(const Part& part, const float* input, const float* output_gradient,
                               float* scratch) const {
-  if (part.channels == 0) return;
+  if (part.channels.size() == 0) return;
   float* const gradients = scratch + kPoints * kRoom * in_.channels;
-  float* const sums = part.sums + part.first_channel * in_.channels;
+  float* const sums = part.sums + part.channels.begin * in_.channels;
   for (std::int64_t p = 0; p < kPoints; ++p)
-    std::fill_n(sums + p * products(), part.channels * in_.channels, 0.0F);
-  for (std::int64_t first = part.first_tile; first < part.end_tile; first += kTiles) {
-    const std::int64_t count = std::min(kTiles, part.end_tile - first);
+    std::fill_n(sums + p * products(), part.channels.size() * in_.channels, 0.0F);
+  for (std::int64_t first = part.tiles.begin; first < part.tiles.end; first += kTiles) {
+    const std::int64_t count = std::min(kTiles, part.tiles.end - first);
     transform_inputs(in_, input, first, count, scratch);
-    transform_gradients(out_, output_gradient + part.first_channel, part.channels, first, count, gradients);
-    add_tiles(scratch, in_.channels, gradients, part.channels, count, sums, products());
+    transform_gradients(out_, output_gradient + part.channels.begin, part.channels.size(), first, count,
+                        gradients);
+    add_tiles(scratch, in_.channels, gradients, part.channels.size(), count, sums, products());
   }
 }
 

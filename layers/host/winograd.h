@@ -6,6 +6,7 @@
 
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/stream.h"
+#include "layers/host/shares.h"
 #include "layers/host/winograd_points.h"
 #include "layers/provider.h"
 
@@ -47,8 +48,7 @@ class WinogradConvolution {
   enum class Division { kTiles, kChannels };
   // What a thread sums, and where: its sums are [point][out][in], of all channels.
   struct Part {
-    std::int64_t first_tile, end_tile;
-    std::int64_t first_channel, channels;
+    Range tiles, channels;
     float* sums;
   };
 
