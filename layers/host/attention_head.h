@@ -157,7 +157,7 @@ PO_BF16_PAIRS inline void make_numerators(const Head<Factors>& head, std::int64_
     const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0F), _mm512_add_ps(sums[0], sums[1]));
     _mm512_store_ps(inverses + v, inverse);
     const std::int64_t there = std::clamp<std::int64_t>(head.length - query, 0, kLanes);
-    const auto lanes = static_cast<__mmask16>((1U << there) - 1);
+    const __mmask16 lanes = first_lanes(there);
     if (there == 0) continue;
     _mm512_mask_storeu_ps(head.exponents + query, lanes, largest);
     _mm512_mask_storeu_ps(head.inverses + query, lanes, inverse);
@@ -209,7 +209,7 @@ PO_BF16_PAIRS inline void make_score_gradients(const Head<Factors>& head, std::i
   for (std::int64_t v = 0; v < kVectors; ++v) {
     const std::int64_t query = first + v * kLanes;
     const std::int64_t there = std::clamp<std::int64_t>(head.length - query, 0, kLanes);
-    const auto lanes = static_cast<__mmask16>((1U << there) - 1);
+    const __mmask16 lanes = first_lanes(there);
     const std::int64_t from = std::min(query, head.length);  // nothing is read behind the end
     largest[v] = _mm512_maskz_loadu_ps(lanes, head.exponents + from);
     inverse[v] = _mm512_maskz_loadu_ps(lanes, head.inverses + from);

@@ -47,10 +47,10 @@ struct Bf16Factors {
   }
 };
 
-// Rows of values in memory.
-template <typename Factors>
+// Rows of values in memory, of the factors' type or to be rounded to it.
+template <typename Factors, typename Value = typename Factors::Value>
 struct Rows {
-  const typename Factors::Value* from;
+  const Value* from;
   std::int64_t stride;
   std::int64_t count;  // those behind are zeros
   std::int64_t width;  // a multiple of 16
@@ -67,12 +67,34 @@ PO_INLINED inline void prefetch_row(const Value* row, std::int64_t columns) {
   for (std::int64_t c = 0; c < columns; c += kLine) __builtin_prefetch(row + c);
 }
 
+PO_BF16_PAIRS inline __mmask16 first_lanes(std::int64_t count) {
+  return static_cast<__mmask16>((1U << count) - 1);
+}
+
+// The first `count` dwords of values, at most 16, and zeros.
+template <typename Factors>
+PO_BF16_PAIRS inline __m512i load_dwords(const typename Factors::Value* values, std::int64_t count) {
+  return _mm512_maskz_loadu_epi32(first_lanes(count), values);
+}
+// The same of values in fp32, rounded: 16 or 8 dwords.
+template <typename Factors>
+requires(Factors::kValues == 2) PO_BF16_PAIRS inline __m512i
+    load_dwords(const float* values, std::int64_t count) {
+  const auto second = static_cast<__mmask16>(count == kLanes ? 0xFFFF : 0);
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(second, values + kLanes),
+                                      _mm512_loadu_ps(values));
+}
+
 // [row][dword of columns]: the rows side by side.
 template <typename Factors>
-void pack_rows(const Rows<Factors>& rows, std::int64_t padded, std::uint32_t* to) {
+PO_BF16_PAIRS inline void pack_rows(const Rows<Factors>& rows, std::int64_t padded, std::uint32_t* to) {
   const std::int64_t dwords = rows.dwords();
   for (std::int64_t r = 0; r < rows.count; ++r) {
-    std::memcpy(to + r * dwords, rows.row(r), static_cast<std::size_t>(dwords) * sizeof(std::uint32_t));
+    for (std::int64_t d = 0; d < dwords; d += kLanes) {
+      const std::int64_t count = std::min(kLanes, dwords - d);
+      const __m512i values = load_dwords<Factors>(rows.row(r) + Factors::kValues * d, count);
+      _mm512_mask_storeu_epi32(to + r * dwords + d, first_lanes(count), values);
+    }
   }
   std::fill(to + rows.count * dwords, to + padded * dwords, 0U);
 }
@@ -87,7 +109,8 @@ PO_BF16_PAIRS inline void pack_columns(const Rows<Bf16Factors>& rows, std::int64
     }
   }
 }
-inline void pack_columns(const Rows<Fp32Factors>& rows, std::int64_t padded, std::uint32_t* to) {
+PO_BF16_PAIRS inline void pack_columns(const Rows<Fp32Factors>& rows, std::int64_t padded,
+                                       std::uint32_t* to) {
   pack_rows(rows, padded, to);
 }
 
@@ -110,19 +133,19 @@ PO_BF16_PAIRS inline void transpose(__m512i (&x)[kLanes]) {
 }
 
 // [dword of columns][row].
-template <typename Factors>
-PO_BF16_PAIRS inline void pack_transposed(const Rows<Factors>& rows, std::int64_t padded, std::uint32_t* to) {
+template <typename Factors, typename Value>
+PO_BF16_PAIRS inline void pack_transposed(const Rows<Factors, Value>& rows, std::int64_t padded,
+                                          std::uint32_t* to) {
   const std::int64_t dwords = rows.dwords();
   for (std::int64_t r = 0; r < padded; r += kLanes) {
     for (std::int64_t d = 0; d < dwords; d += kLanes) {
       const std::int64_t count = std::min(kLanes, dwords - d);
-      const auto there = static_cast<__mmask16>((1U << count) - 1);
       __m512i x[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
-        const auto* const row = rows.row(r + i);
-        x[i] = row == nullptr ? _mm512_setzero_si512()
-                              : _mm512_maskz_loadu_epi32(there, row + Factors::kValues * d);
+        const Value* const row = rows.row(r + i);
+        x[i] =
+            row == nullptr ? _mm512_setzero_si512() : load_dwords<Factors>(row + Factors::kValues * d, count);
       }
       transpose(x);
       for (std::int64_t i = 0; i < count; ++i) _mm512_store_si512(to + (d + i) * padded + r, x[i]);

@@ -125,10 +125,22 @@ PO_BF16_PAIRS void pack_panels(const Source<Value>& rows, const Panels& panels, 
   }
 }
 
-// The same to columns in eights, a tile's rows.
+// Adds 16 values of two rows from `at` on, which are given in pairs, too: those in bf16 as they lie there.
+PO_BF16_PAIRS inline void add_rows(const Bf16*, const Bf16*, std::int64_t at, __m512i both, float* sums) {
+  const __m512i ones = _mm512_set1_epi32(0x3F803F80);
+  const __m512 added = Bf16Factors::add_product(_mm512_load_ps(sums + at), both, ones);
+  _mm512_store_ps(sums + at, added);
+}
+PO_BF16_PAIRS inline void add_rows(const float* first, const float* second, std::int64_t at, __m512i,
+                                   float* sums) {
+  const __m512 pair = _mm512_add_ps(_mm512_loadu_ps(first + at), _mm512_loadu_ps(second + at));
+  _mm512_store_ps(sums + at, _mm512_add_ps(_mm512_load_ps(sums + at), pair));
+}
+
+// The same to columns in eights, a tile's rows. Where there are `sums`, all rows are added to them.
 template <typename Value>
 PO_BF16_PAIRS void pack_eights(const Source<Value>& rows, std::int64_t columns, std::int64_t pairs,
-                               std::uint32_t* eights) {
+                               std::uint32_t* eights, float* sums) {
   const std::int64_t next = kRows * stride_of(pairs);
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
     if (pair + kPairsAhead < pairs) prefetch_pair(rows, columns, pair + kPairsAhead);
@@ -138,6 +150,7 @@ PO_BF16_PAIRS void pack_eights(const Source<Value>& rows, std::int64_t columns, 
       const __m512i both = paired(first, second, c);
       _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(both));
       _mm256_store_si256(reinterpret_cast<__m256i*>(to + next), _mm512_extracti64x4_epi64(both, 1));
+      if (sums != nullptr) add_rows(first, second, c, both, sums);
     }
   }
 }

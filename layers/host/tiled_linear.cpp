@@ -120,19 +120,17 @@ bool TiledLinear::handles(int threads, const LinearSpec& spec) {
 }
 
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads),
-      spec_(spec),
-      groups_(row_groups(threads, spec)),
-      factors_(spec.precision, {.weights = weights()}, spec.types, workspace_) {
+    : threads_(threads), spec_(spec), groups_(row_groups(threads, spec)) {
   if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for these tiles");
   const auto count = static_cast<std::size_t>(threads);
-  const std::size_t gradient = sums_bytes() + count * (factor_bytes(spec.out) + factor_bytes(spec.in));
-  behind_ = workspace_.reserve(
-      std::max({count * product_bytes(), gradient, bias_gradient_workspace({spec.rows, spec.out})}));
+  const std::size_t packed = count * (factor_bytes(spec.out) + factor_bytes(spec.in));
+  workspace_.reserve(
+      std::max(count * product_bytes(), sums_bytes(weights()) + sums_bytes(spec.out) + packed));
 }
 
-std::size_t TiledLinear::sums_bytes() const {
-  return align_up(static_cast<std::size_t>((groups_ - 1) * weights()) * sizeof(float));
+// Of the groups but the first, which sums where the gradient goes.
+std::size_t TiledLinear::sums_bytes(std::int64_t count) const {
+  return align_up(static_cast<std::size_t>((groups_ - 1) * count) * sizeof(float));
 }
 
 // Of a thread, for what it packs of a factor of the weight gradient.
@@ -148,15 +146,17 @@ std::size_t TiledLinear::product_bytes() const {
 
 void TiledLinear::forward(Stream& stream, const LinearForward& operands, std::byte* workspace) const {
   require_threads("linear", threads_, stream);
-  const auto* const weights = static_cast<const Bf16*>(factors_.weights(stream, operands.weights, workspace));
-  stream.submit([this, operands, weights, own = workspace + behind_] {
+  stream.submit([this, operands, workspace] {
     const std::int64_t in = spec_.in;
     const auto pack = [&](std::int64_t first, const Panels& all, std::uint32_t* packed) {
-      for (std::int64_t panel = 0; panel < all.count(); ++panel) {
-        const std::int64_t column = all.begin(panel), width = all.width(panel);
-        pack_transposed(Rows<Bf16Factors>{weights + (first + column) * in, in, width, in}, width,
-                        packed + column * stride_of(in / Bf16Factors::kValues));
-      }
+      with_type_of(operands.weights, [&]<typename Value>() {
+        for (std::int64_t panel = 0; panel < all.count(); ++panel) {
+          const std::int64_t column = all.begin(panel), width = all.width(panel);
+          const Value* const weights = values_of<Value>(operands.weights) + (first + column) * in;
+          pack_transposed(Rows<Bf16Factors, Value>{weights, in, width, in}, width,
+                          packed + column * stride_of(in / Bf16Factors::kValues));
+        }
+      });
     };
     const Result result{.to = operands.output,
                         .stride = spec_.out,
@@ -165,66 +165,79 @@ void TiledLinear::forward(Stream& stream, const LinearForward& operands, std::by
     multiply_share(
         threads_,
         {.from = operands.input, .rows = spec_.rows, .columns = spec_.out, .inner = in, .result = result},
-        pack, product_bytes(), own);
+        pack, product_bytes(), workspace);
   });
 }
 
 void TiledLinear::backward_input(Stream& stream, const LinearBackwardInput& operands,
                                  std::byte* workspace) const {
   require_threads("linear", threads_, stream);
-  const auto* const weights = static_cast<const Bf16*>(factors_.weights(stream, operands.weights, workspace));
-  stream.submit([this, operands, weights, own = workspace + behind_] {
+  stream.submit([this, operands, workspace] {
     const std::int64_t in = spec_.in, out = spec_.out;
     const auto pack = [&](std::int64_t first, const Panels& panels, std::uint32_t* packed) {
-      pack_panels(Source<Bf16>{weights + first, in}, panels, out / Bf16Factors::kValues, packed);
+      with_source(operands.weights, 0, in, first, [&](const auto& weights) {
+        pack_panels(weights, panels, out / Bf16Factors::kValues, packed);
+      });
     };
     const Result result{.to = operands.input_gradient, .stride = in};
     multiply_share(
         threads_,
         {.from = operands.output_gradient, .rows = spec_.rows, .columns = in, .inner = out, .result = result},
-        pack, product_bytes(), own);
+        pack, product_bytes(), workspace);
   });
 }
 
 void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& operands,
                                    std::byte* workspace) const {
   require_threads("linear", threads_, stream);
-  std::byte* const own = workspace + behind_;
-  stream.submit([this, operands, own] {
-    auto* const sums = reinterpret_cast<float*>(own);
-    std::byte* const packed = own + sums_bytes();
+  stream.submit([this, operands, workspace] {
+    auto* const sums = reinterpret_cast<float*>(workspace);
+    auto* const bias_sums = reinterpret_cast<float*>(workspace + sums_bytes(weights()));
+    std::byte* const packed = workspace + sums_bytes(weights()) + sums_bytes(spec_.out);
     const std::size_t thread_bytes = factor_bytes(spec_.out) + factor_bytes(spec_.in);
+    const bool has_bias = operands.bias_gradient != nullptr;
     const int parts = threads_ / groups_;
 #pragma omp parallel for num_threads(threads_) schedule(static, 1)
     for (int thread = 0; thread < threads_; ++thread) {
       const int group = thread / parts;
-      const Range rows = Parts{spec_.rows, kRows, groups_}[group];
-      const Range outputs = Parts{spec_.out, kLanes, parts}[thread % parts];
-      float* const to = group == 0 ? operands.weight_gradient : sums + (group - 1) * weights();
-      sum_products({operands.output_gradient, operands.input, rows, outputs}, to,
-                   group == 0 && operands.mode == GradientMode::kAdd,
-                   packed + static_cast<std::size_t>(thread) * thread_bytes);
+      Part part{.output_gradient = operands.output_gradient,
+                .input = operands.input,
+                .rows = Parts{spec_.rows, kRows, groups_}[group],
+                .outputs = Parts{spec_.out, kLanes, parts}[thread % parts],
+                .weight_gradient = operands.weight_gradient,
+                .bias_gradient = operands.bias_gradient,
+                .adds = operands.mode == GradientMode::kAdd};
+      if (group > 0) {
+        part.weight_gradient = sums + (group - 1) * weights();
+        part.bias_gradient = has_bias ? bias_sums + (group - 1) * spec_.out : nullptr;
+        part.adds = false;
+      }
+      sum_products(part, packed + static_cast<std::size_t>(thread) * thread_bytes);
     }
-    if (groups_ > 1) {
-      add_parts(threads_, sums, groups_ - 1, weights(), GradientMode::kAdd, operands.weight_gradient);
-    }
+    if (groups_ == 1) return;
+    add_parts(threads_, sums, groups_ - 1, weights(), GradientMode::kAdd, operands.weight_gradient);
+    if (has_bias) add_parts(1, bias_sums, groups_ - 1, spec_.out, GradientMode::kAdd, operands.bias_gradient);
   });
-  if (operands.bias_gradient == nullptr) return;
-  sum_bias_gradient(stream, {spec_.rows, spec_.out}, operands.output_gradient, operands.bias_gradient,
-                    operands.mode, own);
 }
 
 // By blocks of rows, which are packed and multiplied while they are in the caches.
-void TiledLinear::sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const {
+void TiledLinear::sum_products(const Part& part, std::byte* workspace) const {
   auto* const eights = reinterpret_cast<std::uint32_t*>(workspace);
   std::uint32_t* const packed = eights + factor_bytes(spec_.out) / sizeof(std::uint32_t);
   const Parts all_outputs = gradient_parts(part.outputs.size()), all_inputs = gradient_parts(spec_.in);
   for (std::int64_t row = part.rows.begin; row < part.rows.end; row += kBlockRows) {
     const std::int64_t pairs = std::min(kBlockRows, part.rows.end - row) / Bf16Factors::kValues;
+    const bool adds = part.adds || row > part.rows.begin;
     for (std::int64_t o = 0; o < all_outputs.count; ++o) {
       const std::int64_t output = part.outputs.begin + all_outputs[o].begin, outputs = all_outputs[o].size();
-      with_source(part.output_gradient, row, spec_.out, output,
-                  [&](const auto& dy) { pack_eights(dy, outputs, pairs, eights); });
+      alignas(64) float sums[kPackedColumns] = {};
+      with_source(part.output_gradient, row, spec_.out, output, [&](const auto& dy) {
+        pack_eights(dy, outputs, pairs, eights, part.bias_gradient == nullptr ? nullptr : sums);
+      });
+      if (part.bias_gradient != nullptr) {
+        const GradientMode mode = adds ? GradientMode::kAdd : GradientMode::kStore;
+        add_parts(1, sums, 1, outputs, mode, part.bias_gradient + output);
+      }
       for (std::int64_t i = 0; i < all_inputs.count; ++i) {
         const std::int64_t input = all_inputs[i].begin;
         const Panels panels{all_inputs[i].size()};
@@ -232,7 +245,7 @@ void TiledLinear::sum_products(const Part& part, float* to, bool adds, std::byte
           with_source(part.input, row, spec_.in, input,
                       [&](const auto& x) { pack_panels(x, panels, pairs, packed); });
         }
-        const Result result{.to = to, .stride = spec_.in, .adds = adds || row > part.rows.begin};
+        const Result result{.to = part.weight_gradient, .stride = spec_.in, .adds = adds};
         multiply_panels({.from = eights, .tile = kRows * stride_of(pairs), .row = 1, .step = kRows}, outputs,
                         packed, panels, pairs, result.at(output, input));
       }
@@ -243,8 +256,7 @@ void TiledLinear::sum_products(const Part& part, float* to, bool adds, std::byte
 #else
 
 bool TiledLinear::handles(int, const LinearSpec&) { return false; }
-TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads), spec_(spec), groups_(1), factors_(spec.precision, {}, spec.types, workspace_) {
+TiledLinear::TiledLinear(int threads, const LinearSpec& spec) : threads_(threads), spec_(spec), groups_(1) {
   throw std::logic_error("no products in bf16 on this processor");
 }
 void TiledLinear::forward(Stream&, const LinearForward&, std::byte*) const {}

@@ -11,16 +11,16 @@
 #include "kernels/runtime/stream.h"
 #include "layers/host/shares.h"
 #include "layers/provider.h"
-#include "layers/rounding.h"
 #include "layers/tensor.h"
 
 namespace pipeoptim::host {
 
 // Each thread has its share of the rows, the same one forward and backward, so that what it reads is what it
-// wrote as a rule, and packs for itself what it needs of the weights. Rows that are given in fp32 are rounded
-// on the way. Sums are fp32. Those of weight gradients are made of blocks of rows, by as many groups of rows
-// as divide the threads and have enough of them each, and added in order: their bits depend on the number of
-// threads, as oneDNN's. Where there are fewer groups than threads, threads share out the outputs of a group.
+// wrote as a rule, and packs for itself what it needs of the weights. Factors that are given in fp32 are
+// rounded while they are packed. Sums are fp32. Those of weight gradients are made of blocks of rows, by as
+// many groups of rows as divide the threads and have enough of them each, and added in order: their bits
+// depend on the number of threads, as oneDNN's. Where there are fewer groups than threads, threads share out
+// the outputs of a group.
 class TiledLinear final : public LinearPlan {
  public:
   // Whether the processor has the instructions, and the extents fill the tiles: rows in eights, features in
@@ -38,23 +38,23 @@ class TiledLinear final : public LinearPlan {
                         std::byte* workspace) const override;
 
  private:
-  // Of a weight gradient: the rows that a thread sums, for some of the outputs.
+  // Of the gradients: the rows that a thread sums, for some of the outputs, and where to.
   struct Part {
     Factor output_gradient, input;
     Range rows, outputs;
+    float *weight_gradient, *bias_gradient;  // of all outputs; the second one may be null
+    bool adds;                               // to what is there
   };
   std::int64_t weights() const { return spec_.in * spec_.out; }
-  std::size_t sums_bytes() const;
+  std::size_t sums_bytes(std::int64_t count) const;
   std::size_t product_bytes() const;
   std::size_t factor_bytes(std::int64_t columns) const;
-  void sum_products(const Part& part, float* to, bool adds, std::byte* workspace) const;
+  void sum_products(const Part& part, std::byte* workspace) const;
 
   int threads_;
   LinearSpec spec_;
-  int groups_;           // of rows
-  ArenaPlan workspace_;  // before what it plans
-  PlanFactors factors_;  // the weights
-  std::size_t behind_ = 0;
+  int groups_;  // of rows
+  ArenaPlan workspace_;
 };
 
 }  // namespace pipeoptim::host
