@@ -2,6 +2,7 @@
 #include "layers/activation.h"
 #include "layers/elementwise.h"
 #include "layers/functions.h"
+#include "layers/host/gelu.h"
 #include "layers/typed.h"
 
 namespace pipeoptim {
@@ -97,13 +98,28 @@ void Sigmoid::backward_input(const BackwardContext& context) const {
 }
 
 LayerPlan GELU::plan(Device, int, const Shape& input) { return element_plan(input, Needs::kInput, false); }
+bool GELU::vectorized(const Stream& stream, const ConstTensor& input) const {
+  return form_ == GeluForm::kErf && stream.device().backend == Backend::kHost && input.rounded != nullptr &&
+         host::handles_gelu(input.elements());
+}
 void GELU::forward(const ForwardContext& context) const {
+  const ConstTensor& x = context.input;
+  if (vectorized(context.stream, x)) {
+    return host::gelu(context.stream, x.elements(), values_of<Bf16>(x), values_of<Bf16>(context.output));
+  }
   if (form_ == GeluForm::kErf) return run_forward<GeluFormula>(context);
   run_forward<GeluTanhFormula>(context);
 }
 void GELU::backward_input(const BackwardContext& context) const {
-  if (form_ == GeluForm::kErf) return run_backward<GeluFormula>(context, context.input);
-  run_backward<GeluTanhFormula>(context, context.input);
+  const ConstTensor& x = context.input;
+  if (vectorized(context.stream, x)) {
+    if (!context.input_gradient.there()) return;
+    return host::gelu_gradient(context.stream, x.elements(), values_of<Bf16>(x),
+                               values_of<Bf16>(context.output_gradient),
+                               values_of<Bf16>(context.input_gradient));
+  }
+  if (form_ == GeluForm::kErf) return run_backward<GeluFormula>(context, x);
+  run_backward<GeluTanhFormula>(context, x);
 }
 
 void relu_gradient(Stream& stream, const ConstTensor& output, const ConstTensor& output_gradient,

@@ -54,6 +54,9 @@ class GELU final : public Layer {
   void backward_input(const BackwardContext& context) const override;
 
  private:
+  // By host::gelu.
+  bool vectorized(const Stream& stream, const ConstTensor& input) const;
+
   GeluForm form_;
 };
 
