@@ -54,6 +54,10 @@ struct Result {
     if (bias != nullptr) moved.bias += column;
     return moved;
   }
+  // Asks for what a tile from here on is added to, which may be in another core's caches.
+  PO_INLINED void prefetch(std::int64_t columns) const {
+    for (std::int64_t row = 0; adds && row < kRows; ++row) prefetch_row(to.values + row * stride, columns);
+  }
   PO_BF16_PAIRS void store(std::int64_t row, std::int64_t column, __m512 sums) const {
     const std::int64_t at = row * stride + column;
     if (bias != nullptr) sums = _mm512_add_ps(sums, _mm512_loadu_ps(bias + column));
@@ -84,6 +88,7 @@ PO_BF16_PAIRS void multiply_panels(const RowFactor& a, std::int64_t rows, const 
                                          .b_step = width,
                                          .dwords = dwords};
       const Result here = result.at(tile * kRows, column);
+      here.prefetch(width);
       if (width == kPanel) {
         multiply_tile<3>(product, 0, 0, here);
       } else {

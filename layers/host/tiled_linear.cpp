@@ -15,15 +15,15 @@ namespace pipeoptim::host {
 namespace {
 
 // What is worth it was measured with two threads and features from 256 to 2048. Of a weight gradient a group
-// sums at least so many rows, and groups have at most so many sums to add.
-constexpr std::int64_t kLeastRows = 512, kMostFeatures = 2048, kGroupRows = 1024, kMostSums = 2 << 20;
+// sums at least so many rows.
+constexpr std::int64_t kLeastRows = 512, kMostFeatures = 2048, kGroupRows = 1024;
 
-// Of rows, for weight gradients. Threads that are more share out the outputs of a group.
+// Of rows, for weight gradients; pieces are as many, of more than one vector.
 int row_groups(int threads, const LinearSpec& spec) {
   int groups = threads;
   const auto too_many = [&] {
     return threads % groups != 0 || spec.rows < groups * kGroupRows ||
-           (groups - 1) * spec.in * spec.out > kMostSums;
+           std::max(spec.in, spec.out) < groups * 2 * kLanes;
   };
   while (groups > 1 && too_many()) --groups;
   return groups;
@@ -116,21 +116,23 @@ bool TiledLinear::handles(int threads, const LinearSpec& spec) {
       spec.rows < kLeastRows || !fills(spec.in) || !fills(spec.out)) {
     return false;
   }
-  return keeps_busy(threads / row_groups(threads, spec), spec.out / kLanes);
+  const int groups = row_groups(threads, spec);
+  const std::int64_t outputs = spec.out / kLanes, inputs = spec.in / kLanes;
+  if (inputs > outputs) return keeps_busy(groups, inputs) && keeps_busy(threads / groups, outputs);
+  return keeps_busy(threads, outputs);
 }
 
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads), spec_(spec), groups_(row_groups(threads, spec)) {
+    : threads_(threads), spec_(spec), groups_(row_groups(threads, spec)), cuts_inputs_(spec.in > spec.out) {
   if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for these tiles");
   const auto count = static_cast<std::size_t>(threads);
-  const std::size_t packed = count * (factor_bytes(spec.out) + factor_bytes(spec.in));
-  workspace_.reserve(
-      std::max(count * product_bytes(), sums_bytes(weights()) + sums_bytes(spec.out) + packed));
+  workspace_.reserve(std::max(count * product_bytes(),
+                              sums_bytes() + count * (factor_bytes(spec.out) + factor_bytes(spec.in))));
 }
 
-// Of the groups but the first, which sums where the gradient goes.
-std::size_t TiledLinear::sums_bytes(std::int64_t count) const {
-  return align_up(static_cast<std::size_t>((groups_ - 1) * count) * sizeof(float));
+// The bias gradients of the groups but the first, which sums where they go.
+std::size_t TiledLinear::sums_bytes() const {
+  return align_up(static_cast<std::size_t>((groups_ - 1) * spec_.out) * sizeof(float));
 }
 
 // Of a thread, for what it packs of a factor of the weight gradient.
@@ -187,65 +189,80 @@ void TiledLinear::backward_input(Stream& stream, const LinearBackwardInput& oper
   });
 }
 
+// In each turn a group has the next piece. Its sums of the outputs' gradients, which it makes while it packs
+// these, go to `sums` unless it is the first one.
+TiledLinear::Part TiledLinear::part_of(const LinearBackwardWeights& operands, int thread, int turn,
+                                       float* sums) const {
+  const int parts = threads_ / groups_, group = thread / parts;
+  const Range piece = Parts{cuts_inputs_ ? spec_.in : spec_.out, kLanes, groups_}[(group + turn) % groups_];
+  const Range outputs = cuts_inputs_ ? Range{0, spec_.out} : piece;
+  const Range mine = Parts{outputs.size(), kLanes, parts}[thread % parts];
+  const bool adds = operands.mode == GradientMode::kAdd;
+  return {.rows = Parts{spec_.rows, kRows, groups_}[group],
+          .outputs = {outputs.begin + mine.begin, outputs.begin + mine.end},
+          .inputs = cuts_inputs_ ? piece : Range{0, spec_.in},
+          .first = turn == 0,
+          .adds = adds || turn > 0,
+          .bias_gradient = group == 0 ? operands.bias_gradient : sums + (group - 1) * spec_.out,
+          .adds_bias = adds && group == 0};
+}
+
 void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& operands,
                                    std::byte* workspace) const {
   require_threads("linear", threads_, stream);
   stream.submit([this, operands, workspace] {
     auto* const sums = reinterpret_cast<float*>(workspace);
-    auto* const bias_sums = reinterpret_cast<float*>(workspace + sums_bytes(weights()));
-    std::byte* const packed = workspace + sums_bytes(weights()) + sums_bytes(spec_.out);
+    std::byte* const packed = workspace + sums_bytes();
     const std::size_t thread_bytes = factor_bytes(spec_.out) + factor_bytes(spec_.in);
-    const bool has_bias = operands.bias_gradient != nullptr;
-    const int parts = threads_ / groups_;
+    for (int turn = 0; turn < groups_; ++turn) {
 #pragma omp parallel for num_threads(threads_) schedule(static, 1)
-    for (int thread = 0; thread < threads_; ++thread) {
-      const int group = thread / parts;
-      Part part{.output_gradient = operands.output_gradient,
-                .input = operands.input,
-                .rows = Parts{spec_.rows, kRows, groups_}[group],
-                .outputs = Parts{spec_.out, kLanes, parts}[thread % parts],
-                .weight_gradient = operands.weight_gradient,
-                .bias_gradient = operands.bias_gradient,
-                .adds = operands.mode == GradientMode::kAdd};
-      if (group > 0) {
-        part.weight_gradient = sums + (group - 1) * weights();
-        part.bias_gradient = has_bias ? bias_sums + (group - 1) * spec_.out : nullptr;
-        part.adds = false;
+      for (int thread = 0; thread < threads_; ++thread) {
+        sum_products(operands, part_of(operands, thread, turn, sums),
+                     packed + static_cast<std::size_t>(thread) * thread_bytes);
       }
-      sum_products(part, packed + static_cast<std::size_t>(thread) * thread_bytes);
     }
-    if (groups_ == 1) return;
-    add_parts(threads_, sums, groups_ - 1, weights(), GradientMode::kAdd, operands.weight_gradient);
-    if (has_bias) add_parts(1, bias_sums, groups_ - 1, spec_.out, GradientMode::kAdd, operands.bias_gradient);
+    if (operands.bias_gradient == nullptr || groups_ == 1) return;
+    add_parts(1, sums, groups_ - 1, spec_.out, GradientMode::kAdd, operands.bias_gradient);
   });
 }
 
-// By blocks of rows, which are packed and multiplied while they are in the caches.
-void TiledLinear::sum_products(const Part& part, std::byte* workspace) const {
+// By blocks of rows, which are packed and multiplied while they are in the caches. A factor that is whole in
+// one block of them stays packed for its next product, also that of the next turn where it is not cut.
+void TiledLinear::sum_products(const LinearBackwardWeights& operands, const Part& part,
+                               std::byte* workspace) const {
   auto* const eights = reinterpret_cast<std::uint32_t*>(workspace);
   std::uint32_t* const packed = eights + factor_bytes(spec_.out) / sizeof(std::uint32_t);
-  const Parts all_outputs = gradient_parts(part.outputs.size()), all_inputs = gradient_parts(spec_.in);
+  const Parts all_outputs = gradient_parts(part.outputs.size());
+  const Parts all_inputs = gradient_parts(part.inputs.size());
+  const bool later = !part.first && part.rows.size() <= kBlockRows;
+  const bool has_outputs = later && cuts_inputs_ && all_outputs.count == 1;
+  const bool has_inputs = later && !cuts_inputs_ && all_inputs.count == 1;
+  const bool sums_bias = operands.bias_gradient != nullptr && (part.first || !cuts_inputs_);
   for (std::int64_t row = part.rows.begin; row < part.rows.end; row += kBlockRows) {
     const std::int64_t pairs = std::min(kBlockRows, part.rows.end - row) / Bf16Factors::kValues;
-    const bool adds = part.adds || row > part.rows.begin;
+    const bool first_rows = row == part.rows.begin;
     for (std::int64_t o = 0; o < all_outputs.count; ++o) {
       const std::int64_t output = part.outputs.begin + all_outputs[o].begin, outputs = all_outputs[o].size();
-      alignas(64) float sums[kPackedColumns] = {};
-      with_source(part.output_gradient, row, spec_.out, output, [&](const auto& dy) {
-        pack_eights(dy, outputs, pairs, eights, part.bias_gradient == nullptr ? nullptr : sums);
-      });
-      if (part.bias_gradient != nullptr) {
-        const GradientMode mode = adds ? GradientMode::kAdd : GradientMode::kStore;
-        add_parts(1, sums, 1, outputs, mode, part.bias_gradient + output);
+      if (!has_outputs) {
+        alignas(64) float sums[kPackedColumns] = {};
+        with_source(operands.output_gradient, row, spec_.out, output, [&](const auto& dy) {
+          pack_eights(dy, outputs, pairs, eights, sums_bias ? sums : nullptr);
+        });
+        if (sums_bias) {
+          const bool adds = part.adds_bias || !first_rows;
+          add_parts(1, sums, 1, outputs, adds ? GradientMode::kAdd : GradientMode::kStore,
+                    part.bias_gradient + output);
+        }
       }
       for (std::int64_t i = 0; i < all_inputs.count; ++i) {
-        const std::int64_t input = all_inputs[i].begin;
+        const std::int64_t input = part.inputs.begin + all_inputs[i].begin;
         const Panels panels{all_inputs[i].size()};
-        if (o == 0 || all_inputs.count > 1) {  // or they are there
-          with_source(part.input, row, spec_.in, input,
+        if (!has_inputs && (o == 0 || all_inputs.count > 1)) {
+          with_source(operands.input, row, spec_.in, input,
                       [&](const auto& x) { pack_panels(x, panels, pairs, packed); });
         }
-        const Result result{.to = part.weight_gradient, .stride = spec_.in, .adds = adds};
+        const Result result{
+            .to = operands.weight_gradient, .stride = spec_.in, .adds = part.adds || !first_rows};
         multiply_panels({.from = eights, .tile = kRows * stride_of(pairs), .row = 1, .step = kRows}, outputs,
                         packed, panels, pairs, result.at(output, input));
       }

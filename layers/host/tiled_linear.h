@@ -17,10 +17,12 @@ namespace pipeoptim::host {
 
 // Each thread has its share of the rows, the same one forward and backward, so that what it reads is what it
 // wrote as a rule, and packs for itself what it needs of the weights. Factors that are given in fp32 are
-// rounded while they are packed. Sums are fp32. Those of weight gradients are made of blocks of rows, by as
-// many groups of rows as divide the threads and have enough of them each, and added in order: their bits
-// depend on the number of threads, as oneDNN's. Where there are fewer groups than threads, threads share out
-// the outputs of a group.
+// rounded while they are packed. Sums are fp32.
+//
+// For weight gradients threads are in as many groups as divide them and have enough rows each; a group's
+// threads share out its outputs. Each group sums its rows for one piece of the gradient after the other and
+// adds them to what other groups have made of it; no two are at the same piece. The bits depend on the number
+// of threads, as oneDNN's.
 class TiledLinear final : public LinearPlan {
  public:
   // Whether the processor has the instructions, and the extents fill the tiles: rows in eights, features in
@@ -38,22 +40,24 @@ class TiledLinear final : public LinearPlan {
                         std::byte* workspace) const override;
 
  private:
-  // Of the gradients: the rows that a thread sums, for some of the outputs, and where to.
+  // Of the gradients: the rows that a thread sums in a turn, for some of the outputs and inputs.
   struct Part {
-    Factor output_gradient, input;
-    Range rows, outputs;
-    float *weight_gradient, *bias_gradient;  // of all outputs; the second one may be null
-    bool adds;                               // to what is there
+    Range rows, outputs, inputs;
+    bool first;  // turn
+    bool adds;   // to what is there of the weight gradient
+    float* bias_gradient;
+    bool adds_bias;
   };
-  std::int64_t weights() const { return spec_.in * spec_.out; }
-  std::size_t sums_bytes(std::int64_t count) const;
+  std::size_t sums_bytes() const;
   std::size_t product_bytes() const;
   std::size_t factor_bytes(std::int64_t columns) const;
-  void sum_products(const Part& part, std::byte* workspace) const;
+  Part part_of(const LinearBackwardWeights& operands, int thread, int turn, float* sums) const;
+  void sum_products(const LinearBackwardWeights& operands, const Part& part, std::byte* workspace) const;
 
   int threads_;
   LinearSpec spec_;
-  int groups_;  // of rows
+  int groups_;        // of rows, and pieces of the gradient
+  bool cuts_inputs_;  // into pieces, or outputs
   ArenaPlan workspace_;
 };
 

@@ -4,8 +4,10 @@
 #include <omp.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -30,12 +32,39 @@ class HostStream : public StreamImpl {
   virtual void submit_always(const Task& task) = 0;
 
   void copy(void* to, const void* from, std::size_t bytes) override {
-    submit([=] { std::memcpy(to, from, bytes); });
+    submit([=, threads = team()] {
+      share(threads, bytes, [=](std::size_t at, std::size_t count) {
+        std::memcpy(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at, count);
+      });
+    });
   }
   void fill_zero(void* to, std::size_t bytes) override {
-    submit([=] { std::memset(to, 0, bytes); });
+    submit([=, threads = team()] {
+      share(threads, bytes, [=](std::size_t at, std::size_t count) {
+        std::memset(static_cast<std::byte*>(to) + at, 0, count);
+      });
+    });
   }
   void* native() override { return nullptr; }
+
+ private:
+  static constexpr std::size_t kLine = 64, kSerialBytes = 64 * 1024;
+
+  // Threads that its tasks may use.
+  virtual int team() const { return 1; }
+
+  // Calls work(offset, bytes) for the threads' shares, of whole lines of a cache.
+  template <typename Work>
+  static void share(int threads, std::size_t bytes, const Work& work) {
+    if (threads == 1 || bytes < kSerialBytes) return work(0, bytes);
+    const auto count = static_cast<std::size_t>(threads);
+    const std::size_t size = (bytes / count / kLine + 1) * kLine;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (std::size_t thread = 0; thread < count; ++thread) {
+      const std::size_t begin = std::min(bytes, thread * size);
+      work(begin, std::min(bytes - begin, size));
+    }
+  }
 };
 
 // A stream that keeps its tasks until they have run, and the first error of them.
@@ -129,6 +158,8 @@ class WorkerStream final : public QueuedStream {
     Task task;
     bool always = false;
   };
+
+  int team() const override { return options_.threads; }
 
   void push(const Task& task, bool always) {
     {
@@ -250,6 +281,8 @@ class InlineStream final : public HostStream {
   }
 
  private:
+  int team() const override { return threads_; }
+
   int threads_;
   std::exception_ptr error_;
 };
