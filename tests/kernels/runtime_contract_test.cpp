@@ -264,6 +264,26 @@ TEST_P(RuntimeContract, CopiesAreStreamOrdered) {
   }
 }
 
+// Several threads share what is long.
+TEST_P(RuntimeContract, LongCopiesAndFillsAreWhole) {
+  for (const std::size_t bytes : {std::size_t{65535}, std::size_t{65536}, std::size_t{200001}}) {
+    Buffer<unsigned char> from(device(), bytes, MemoryKind::kPinned);
+    Buffer<unsigned char> middle(device(), bytes), to(device(), bytes + 1, MemoryKind::kPinned);
+    for (std::size_t i = 0; i < bytes; ++i) from.data()[i] = static_cast<unsigned char>(i % 251);
+    to.data()[bytes] = 255;  // behind the end
+    Stream stream(device(), {.threads = 3});
+    stream.copy(middle.data(), from.data(), bytes);
+    stream.copy(to.data(), middle.data(), bytes);
+    stream.synchronize();
+    for (std::size_t i = 0; i < bytes; ++i) ASSERT_EQ(to.data()[i], i % 251) << i << " of " << bytes;
+    EXPECT_EQ(to.data()[bytes], 255);
+    stream.fill_zero(to.data(), bytes);
+    stream.synchronize();
+    for (std::size_t i = 0; i < bytes; ++i) ASSERT_EQ(to.data()[i], 0) << i << " of " << bytes;
+    EXPECT_EQ(to.data()[bytes], 255);
+  }
+}
+
 TEST_P(RuntimeContract, BlockingCopiesGoBothWays) {
   const std::vector<float> values = {1, 2, 3};
   EXPECT_EQ(on_host(on_device(values)), values);

@@ -44,7 +44,7 @@ class TiledLinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
     if (!multiplies_bf16_pairs()) GTEST_SKIP() << "no bf16";
   }
 
-  // All three directions, on values that are given and stored in a type; gradients add to what is there.
+  // All three directions, on values that are given and stored in a type, weights in the inputs'.
   struct Results {
     std::vector<float> y, dx, dw, db;  // y and dx as fp32, whatever they are stored in
   };
@@ -57,7 +57,7 @@ class TiledLinearTest : public testing::TestWithParam<std::tuple<Case, int>> {
     std::vector<Bf16> y(r.y.size()), dx(r.dx.size());
     const bool in = types.input == ElementType::kBf16, out = types.output == ElementType::kBf16;
     const Factor x = in ? Factor{nullptr, x_rounded_.data()} : Factor{x_.data()};
-    const Factor w{nullptr, w_rounded_.data()};
+    const Factor w = in ? Factor{nullptr, w_rounded_.data()} : Factor{w_.data()};
     const Factor dy = out ? Factor{nullptr, dy_rounded_.data()} : Factor{dy_.data()};
     const auto to = [](bool rounded, std::vector<float>& fp32, std::vector<Bf16>& bf16) {
       return rounded ? Destination{nullptr, bf16.data()} : Destination{fp32.data()};
@@ -158,10 +158,12 @@ TEST_P(TiledLinearTest, ComputesTheSameFromAndToBf16) {
 }
 
 // 272 and 528: more than are packed together of a gradient; 2048 x 192: of the weights. 2056 and 3080 rows:
-// up to three groups, for four threads two of two each, not in whole blocks. 520: a thread's last chunk is
-// short.
+// up to three groups, for four threads two of two each, not in whole blocks. 2048: two groups with a block
+// each, so that a factor stays packed: that of the outputs or, with 528 of them, of the inputs. 520: a
+// thread's last chunk is short.
 INSTANTIATE_TEST_SUITE_P(Extents, TiledLinearTest,
                          testing::Combine(testing::Values(Case{2056, 272, 192}, Case{3080, 48, 528},
+                                                          Case{2048, 272, 192}, Case{2048, 48, 528},
                                                           Case{528, 272, 304}, Case{512, 2048, 192}),
                                           testing::Values(1, 2, 3, 4)));
 INSTANTIATE_TEST_SUITE_P(NarrowExtents, TiledLinearTest,

@@ -50,6 +50,11 @@ inline constexpr double kFiniteDifference = 5e-4;
 // relative to the largest value.
 inline constexpr double kElementwise = 1e-6;
 
+// GELU and its slope on values in bf16, before they are rounded: cubics over pieces of width h = 0.1875 that
+// meet the function at Chebyshev's nodes are off by at most (h / 2)^4 / (4! 2^3) of its fourth derivative,
+// which is below 3: 1.2e-6, and some roundings of 6e-8.
+inline constexpr double kBf16Gelu = 2e-6;
+
 // Batch norm against double: the mean of a channel whose values are up to 4 deviations from 0 loses some 6e-8
 // a chunk, the line y = scale x + shift three roundings of values near 4. Relative to the largest value.
 inline constexpr double kBatchNorm = 3e-6;
