@@ -18,7 +18,7 @@
 namespace pipeoptim::host {
 
 // Whether the processor has it. PIPEOPTIM_ISA, which promises the same bits, does not matter to products,
-// convolutions and attention's heads, ours or oneDNN's.
+// convolutions, attention's heads and GELU in bf16, ours or oneDNN's.
 inline bool has_avx512() { return usable_instruction_sets().back() == InstructionSet::kAvx512; }
 
 // Blocks of b that hold a.
