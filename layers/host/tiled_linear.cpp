@@ -1,6 +1,7 @@
 #include "layers/host/tiled_linear.h"
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 
 #include "layers/bias.h"
@@ -49,10 +50,10 @@ std::size_t columns_bytes(std::int64_t columns, std::int64_t inner) {
   return packed_bytes(inner, packed_parts(columns, inner).largest());
 }
 
-// What a thread needs: columns, and a chunk of rows to round.
+// What a thread needs: which rows are next, columns, and a chunk of rows to round.
 std::size_t row_product_bytes(std::int64_t columns, std::int64_t inner, ElementType rows) {
   const std::size_t chunk = static_cast<std::size_t>(kChunk * inner) * sizeof(Bf16);
-  return columns_bytes(columns, inner) + (rows == ElementType::kBf16 ? 0 : align_up(chunk));
+  return kAlignment + columns_bytes(columns, inner) + (rows == ElementType::kBf16 ? 0 : align_up(chunk));
 }
 
 PO_BF16_PAIRS void round_chunk(const float* values, std::int64_t count, Bf16* to) {
@@ -61,32 +62,74 @@ PO_BF16_PAIRS void round_chunk(const float* values, std::int64_t count, Bf16* to
   }
 }
 
-// Each thread for its rows. pack(first, panels, to) packs columns from the first one on.
+// Takes the next rows of a share: a chunk, towards the end less, so that the last ones are soon done.
+Range take_rows(std::int64_t& place, std::int64_t end) {
+  constexpr std::int64_t kFew = 2 * kRows;
+  const std::atomic_ref<std::int64_t> next(place);
+  std::int64_t begin = next.load(std::memory_order_relaxed), behind = 0;
+  do {
+    const std::int64_t half = quotient_up(end - begin, 2 * kRows) * kRows;
+    behind = std::min(end, begin + std::clamp(half, kFew, kChunk));
+    if (begin >= end) return {end, end};
+  } while (!next.compare_exchange_weak(begin, behind, std::memory_order_relaxed));
+  return {begin, behind};
+}
+
+// A thread's memory.
+struct Own {
+  std::int64_t* next;  // of its share's rows
+  std::uint32_t* packed;
+  Bf16* chunk;
+};
+
+// Some rows by the columns of a part, which the thread has packed.
+void multiply_chunk(const RowProduct& product, Range rows, Range columns, const Own& own) {
+  const std::int64_t inner = product.inner, dwords = inner / Bf16Factors::kValues;
+  const bool rounded = product.from.rounded != nullptr;
+  if (!rounded) round_chunk(product.from.values + rows.begin * inner, rows.size() * inner, own.chunk);
+  const Bf16* const from = rounded ? product.from.rounded + rows.begin * inner : own.chunk;
+  multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(from),
+                   .tile = kRows * dwords,
+                   .row = dwords,
+                   .step = 1},
+                  rows.size(), own.packed, Panels{columns.size()}, dwords,
+                  product.result.at(rows.begin, columns.begin));
+}
+
+// Each thread for its rows; in the last part of the columns, when they are done, also for those that another
+// thread has left. pack(first, panels, to) packs columns from the first one on.
 template <typename Pack>
 void multiply_share(int threads, const RowProduct& product, const Pack& pack, std::size_t thread_bytes,
                     std::byte* workspace) {
-  const std::int64_t inner = product.inner, dwords = inner / Bf16Factors::kValues;
-  const Parts parts = packed_parts(product.columns, inner);
+  const Parts parts = packed_parts(product.columns, product.inner);
+  const Parts shares{product.rows, kRows, threads};
+  const auto own_of = [=](int thread) {
+    std::byte* const memory = workspace + static_cast<std::size_t>(thread) * thread_bytes;
+    std::byte* const packed = memory + kAlignment;
+    return Own{reinterpret_cast<std::int64_t*>(memory), reinterpret_cast<std::uint32_t*>(packed),
+               reinterpret_cast<Bf16*>(packed + columns_bytes(product.columns, product.inner))};
+  };
+  for (int thread = 0; thread < threads; ++thread) *own_of(thread).next = shares[thread].begin;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
   for (int thread = 0; thread < threads; ++thread) {
-    const Range mine = Parts{product.rows, kRows, threads}[thread];
-    if (mine.size() == 0) continue;
-    std::byte* const own = workspace + static_cast<std::size_t>(thread) * thread_bytes;
-    auto* const packed = reinterpret_cast<std::uint32_t*>(own);
-    auto* const chunk = reinterpret_cast<Bf16*>(own + columns_bytes(product.columns, inner));
+    const Own own = own_of(thread);
     for (std::int64_t part = 0; part < parts.count; ++part) {
-      const Panels panels{parts[part].size()};
-      pack(parts[part].begin, panels, packed);
-      for (std::int64_t row = mine.begin; row < mine.end; row += kChunk) {
-        const std::int64_t rows = std::min(kChunk, mine.end - row);
-        const bool rounded = product.from.rounded != nullptr;
-        if (!rounded) round_chunk(product.from.values + row * inner, rows * inner, chunk);
-        const Bf16* const from = rounded ? product.from.rounded + row * inner : chunk;
-        multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(from),
-                         .tile = kRows * dwords,
-                         .row = dwords,
-                         .step = 1},
-                        rows, packed, panels, dwords, product.result.at(row, parts[part].begin));
+      const Range columns = parts[part];
+      pack(columns.begin, Panels{columns.size()}, own.packed);
+      if (part + 1 < parts.count) {
+        const Range mine = shares[thread];
+        for (std::int64_t row = mine.begin; row < mine.end; row += kChunk) {
+          multiply_chunk(product, {row, std::min(row + kChunk, mine.end)}, columns, own);
+        }
+        continue;
+      }
+      for (int i = 0; i < threads; ++i) {
+        const int share = (thread + i) % threads;
+        std::int64_t& next = *own_of(share).next;
+        for (Range rows = take_rows(next, shares[share].end); rows.size() > 0;
+             rows = take_rows(next, shares[share].end)) {
+          multiply_chunk(product, rows, columns, own);
+        }
       }
     }
   }

@@ -16,7 +16,8 @@
 namespace pipeoptim::host {
 
 // Each thread has its share of the rows, the same one forward and backward, so that what it reads is what it
-// wrote as a rule, and packs for itself what it needs of the weights. Factors that are given in fp32 are
+// wrote as a rule, and packs for itself what it needs of the weights. Who is done takes of what others have
+// left. Factors that are given in fp32 are
 // rounded while they are packed. Sums are fp32.
 //
 // For weight gradients threads are in as many groups as divide them and have enough rows each; a group's
