@@ -98,10 +98,12 @@ void Sigmoid::backward_input(const BackwardContext& context) const {
 }
 
 LayerPlan GELU::plan(Device, int, const Shape& input) { return element_plan(input, Needs::kInput, false); }
+
 bool GELU::vectorized(const Stream& stream, const ConstTensor& input) const {
   return form_ == GeluForm::kErf && stream.device().backend == Backend::kHost && input.rounded != nullptr &&
          host::handles_gelu(input.elements());
 }
+
 void GELU::forward(const ForwardContext& context) const {
   const ConstTensor& x = context.input;
   if (vectorized(context.stream, x)) {
@@ -110,6 +112,7 @@ void GELU::forward(const ForwardContext& context) const {
   if (form_ == GeluForm::kErf) return run_forward<GeluFormula>(context);
   run_forward<GeluTanhFormula>(context);
 }
+
 void GELU::backward_input(const BackwardContext& context) const {
   const ConstTensor& x = context.input;
   if (vectorized(context.stream, x)) {

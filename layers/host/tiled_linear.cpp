@@ -4,7 +4,6 @@
 #include <atomic>
 #include <stdexcept>
 
-#include "layers/bias.h"
 #include "layers/host/panels.h"
 #include "layers/host/planning.h"
 #include "layers/typed.h"
