@@ -15,7 +15,8 @@ namespace pipeoptim::host {
 // Whether the processor has them.
 inline bool multiplies_bf16_pairs() {
 #if defined(__x86_64__)
-  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+  static const bool there = has_avx512() && __builtin_cpu_supports("avx512bf16");
+  return there;
 #else
   return false;
 #endif

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numbers>
 
+#include "kernels/runtime/host/launch_host.h"
 #include "layers/host/bf16_instructions.h"
 #include "layers/host/shares.h"
 
@@ -129,7 +130,9 @@ struct Slope {
 
 template <typename Body>
 void for_each_vector(Stream& stream, std::int64_t count, const Body& body) {
-  stream.submit([count, threads = stream.threads(), body] {
+  const int threads = count < kSerialElements ? 1 : stream.threads();
+  stream.submit([count, threads, body] {
+    if (threads == 1) return body.run(0, count);
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int thread = 0; thread < threads; ++thread) {
       const Range mine = Parts{count, kLanes, threads}[thread];

@@ -26,7 +26,7 @@ struct Parts {
   std::int64_t largest() const { return quotient_up(extent / unit, count) * unit; }
 };
 
-// Whether each thread gets some of so many units, and the last one not much less than the others.
+// Whether threads are busy for at least four fifths of the time that so many units take.
 inline bool keeps_busy(int threads, std::int64_t units) {
   return 5 * units >= 4 * quotient_up(units, threads) * threads;
 }

@@ -15,17 +15,25 @@ namespace pipeoptim::host {
 namespace {
 
 // What is worth it was measured with two threads and features from 256 to 2048. Of a weight gradient a group
-// sums at least so many rows.
-constexpr std::int64_t kLeastRows = 512, kMostFeatures = 2048, kGroupRows = 1024;
+// sums at least so many rows, for pieces of at least so many features.
+constexpr std::int64_t kLeastRows = 512, kMostFeatures = 2048, kGroupRows = 1024, kLeastPiece = 64;
 
-// Of rows, for weight gradients; pieces are as many, of more than one vector.
+bool cuts_inputs(const LinearSpec& spec) { return spec.in >= spec.out; }
+
+// Whether so many groups get enough of a weight gradient, and all threads about the same.
+bool divides(int groups, int threads, const LinearSpec& spec) {
+  if (threads % groups != 0) return false;
+  const bool enough = spec.rows >= groups * kGroupRows && std::max(spec.in, spec.out) >= groups * kLeastPiece;
+  if (groups > 1 && !enough) return false;
+  const std::int64_t inputs = spec.in / kLanes, outputs = spec.out / kLanes;
+  if (!cuts_inputs(spec)) return keeps_busy(threads, outputs);
+  return keeps_busy(groups, inputs) && keeps_busy(threads / groups, outputs);
+}
+
+// Of rows, for weight gradients, as many as there can be; pieces are as many. 0 where none divide the work.
 int row_groups(int threads, const LinearSpec& spec) {
   int groups = threads;
-  const auto too_many = [&] {
-    return threads % groups != 0 || spec.rows < groups * kGroupRows ||
-           std::max(spec.in, spec.out) < groups * 2 * kLanes;
-  };
-  while (groups > 1 && too_many()) --groups;
+  while (groups > 0 && !divides(groups, threads, spec)) --groups;
   return groups;
 }
 
@@ -65,13 +73,13 @@ PO_BF16_PAIRS void round_chunk(const float* values, std::int64_t count, Bf16* to
 Range take_rows(std::int64_t& place, std::int64_t end) {
   constexpr std::int64_t kFew = 2 * kRows;
   const std::atomic_ref<std::int64_t> next(place);
-  std::int64_t begin = next.load(std::memory_order_relaxed), behind = 0;
-  do {
+  std::int64_t begin = next.load(std::memory_order_relaxed);
+  while (begin < end) {
     const std::int64_t half = quotient_up(end - begin, 2 * kRows) * kRows;
-    behind = std::min(end, begin + std::clamp(half, kFew, kChunk));
-    if (begin >= end) return {end, end};
-  } while (!next.compare_exchange_weak(begin, behind, std::memory_order_relaxed));
-  return {begin, behind};
+    const std::int64_t behind = std::min(end, begin + std::clamp(half, kFew, kChunk));
+    if (next.compare_exchange_weak(begin, behind, std::memory_order_relaxed)) return {begin, behind};
+  }
+  return {end, end};
 }
 
 // A thread's memory.
@@ -115,7 +123,7 @@ void multiply_share(int threads, const RowProduct& product, const Pack& pack, st
     for (std::int64_t part = 0; part < parts.count; ++part) {
       const Range columns = parts[part];
       pack(columns.begin, Panels{columns.size()}, own.packed);
-      if (part + 1 < parts.count) {
+      if (part + 1 < parts.count || threads == 1) {
         const Range mine = shares[thread];
         for (std::int64_t row = mine.begin; row < mine.end; row += kChunk) {
           multiply_chunk(product, {row, std::min(row + kChunk, mine.end)}, columns, own);
@@ -158,14 +166,11 @@ bool TiledLinear::handles(int threads, const LinearSpec& spec) {
       spec.rows < kLeastRows || !fills(spec.in) || !fills(spec.out)) {
     return false;
   }
-  const int groups = row_groups(threads, spec);
-  const std::int64_t outputs = spec.out / kLanes, inputs = spec.in / kLanes;
-  if (inputs > outputs) return keeps_busy(groups, inputs) && keeps_busy(threads / groups, outputs);
-  return keeps_busy(threads, outputs);
+  return row_groups(threads, spec) > 0;
 }
 
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads), spec_(spec), groups_(row_groups(threads, spec)), cuts_inputs_(spec.in > spec.out) {
+    : threads_(threads), spec_(spec), groups_(row_groups(threads, spec)), cuts_inputs_(cuts_inputs(spec)) {
   if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for these tiles");
   const auto count = static_cast<std::size_t>(threads);
   workspace_.reserve(std::max(count * product_bytes(),
@@ -264,7 +269,9 @@ void TiledLinear::backward_weights(Stream& stream, const LinearBackwardWeights& 
       }
     }
     if (operands.bias_gradient == nullptr || groups_ == 1) return;
-    add_parts(1, sums, groups_ - 1, spec_.out, GradientMode::kAdd, operands.bias_gradient);
+    for (std::int64_t i = 0; i < (groups_ - 1) * spec_.out; ++i) {
+      operands.bias_gradient[i % spec_.out] += sums[i];
+    }
   });
 }
 
@@ -276,13 +283,15 @@ void TiledLinear::sum_products(const LinearBackwardWeights& operands, const Part
   std::uint32_t* const packed = eights + factor_bytes(spec_.out) / sizeof(std::uint32_t);
   const Parts all_outputs = gradient_parts(part.outputs.size());
   const Parts all_inputs = gradient_parts(part.inputs.size());
-  const bool later = !part.first && part.rows.size() <= kBlockRows;
+  const Parts blocks = Parts::of_at_most(kBlockRows, part.rows.size(), kRows);
+  const bool later = !part.first && blocks.count == 1;
   const bool has_outputs = later && cuts_inputs_ && all_outputs.count == 1;
   const bool has_inputs = later && !cuts_inputs_ && all_inputs.count == 1;
   const bool sums_bias = operands.bias_gradient != nullptr && (part.first || !cuts_inputs_);
-  for (std::int64_t row = part.rows.begin; row < part.rows.end; row += kBlockRows) {
-    const std::int64_t pairs = std::min(kBlockRows, part.rows.end - row) / Bf16Factors::kValues;
-    const bool first_rows = row == part.rows.begin;
+  for (std::int64_t block = 0; block < blocks.count; ++block) {
+    const std::int64_t row = part.rows.begin + blocks[block].begin;
+    const std::int64_t pairs = blocks[block].size() / Bf16Factors::kValues;
+    const bool first_rows = block == 0;
     for (std::int64_t o = 0; o < all_outputs.count; ++o) {
       const std::int64_t output = part.outputs.begin + all_outputs[o].begin, outputs = all_outputs[o].size();
       if (!has_outputs) {
@@ -291,9 +300,9 @@ void TiledLinear::sum_products(const LinearBackwardWeights& operands, const Part
           pack_eights(dy, outputs, pairs, eights, sums_bias ? sums : nullptr);
         });
         if (sums_bias) {
+          float* const to = part.bias_gradient + output;
           const bool adds = part.adds_bias || !first_rows;
-          add_parts(1, sums, 1, outputs, adds ? GradientMode::kAdd : GradientMode::kStore,
-                    part.bias_gradient + output);
+          for (std::int64_t c = 0; c < outputs; ++c) to[c] = adds ? to[c] + sums[c] : sums[c];
         }
       }
       for (std::int64_t i = 0; i < all_inputs.count; ++i) {
@@ -315,7 +324,8 @@ void TiledLinear::sum_products(const LinearBackwardWeights& operands, const Part
 #else
 
 bool TiledLinear::handles(int, const LinearSpec&) { return false; }
-TiledLinear::TiledLinear(int threads, const LinearSpec& spec) : threads_(threads), spec_(spec), groups_(1) {
+TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
+    : threads_(threads), spec_(spec), groups_(1), cuts_inputs_(false) {
   throw std::logic_error("no products in bf16 on this processor");
 }
 void TiledLinear::forward(Stream&, const LinearForward&, std::byte*) const {}

@@ -1,6 +1,6 @@
-// Linear maps with factors in bf16 by products of our own, for AVX-512 BF16, over panels that are packed
-// for the caches. oneDNN 2.6 takes the same time where the cores share a cache, and up
-// to a sixth more where what one has written comes to the other from afar.
+// Linear maps with factors in bf16 by products of our own, for AVX-512 BF16, over panels that are packed for
+// the caches. oneDNN 2.6 takes the same time where the cores share a cache, and up to a sixth more where what
+// one has written comes to the other from afar.
 #pragma once
 
 #include <cstddef>
@@ -16,9 +16,9 @@
 namespace pipeoptim::host {
 
 // Each thread has its share of the rows, the same one forward and backward, so that what it reads is what it
-// wrote as a rule, and packs for itself what it needs of the weights. Who is done takes of what others have
-// left. Factors that are given in fp32 are
-// rounded while they are packed. Sums are fp32.
+// wrote as a rule, and packs for itself what it needs of the weights. Who is done with the columns that it
+// packed last takes of the rows that others have left. Factors that are given in fp32 are rounded while they
+// are packed. Sums are fp32.
 //
 // For weight gradients threads are in as many groups as divide them and have enough rows each; a group's
 // threads share out its outputs. Each group sums its rows for one piece of the gradient after the other and

@@ -116,16 +116,15 @@ TEST_P(LinearTest, GradientsAddUp) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, LinearTest,
-                         testing::Combine(testing::Values(Case{1, 1, 1, Bias::kYes}, Case{7, 5, 3, Bias::kNo},
-                                                          Case{33, 17, 10, Bias::kYes},
-                                                          Case{130, 64, 48, Bias::kYes},
-                                                          Case{9, 40, 1, Bias::kNo, Activation::kRelu},
-                                                          Case{67, 33, 50, Bias::kYes, Activation::kRelu},
-                                                          Case{520, 64, 80, Bias::kYes, Activation::kRelu},
-                                                          Case{2056, 48, 32, Bias::kNo}),
-                                          testing::Values(1, 2),
-                                          testing::Values(MatrixPrecision::kFp32, MatrixPrecision::kBf16)));
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, LinearTest,
+    testing::Combine(testing::Values(Case{1, 1, 1, Bias::kYes}, Case{7, 5, 3, Bias::kNo},
+                                     Case{33, 17, 10, Bias::kYes}, Case{130, 64, 48, Bias::kYes},
+                                     Case{9, 40, 1, Bias::kNo, Activation::kRelu},
+                                     Case{67, 33, 50, Bias::kYes, Activation::kRelu},
+                                     Case{520, 64, 80, Bias::kYes, Activation::kRelu},
+                                     Case{2056, 256, 32, Bias::kNo}, Case{2056, 32, 256, Bias::kNo}),
+                     testing::Values(1, 2), testing::Values(MatrixPrecision::kFp32, MatrixPrecision::kBf16)));
 
 TEST(Linear, CentralDifferences) {
   Linear layer(6, 4);

@@ -147,24 +147,36 @@ TEST_P(TiledLinearTest, MatchesLoops) {
 // Given in bf16 or rounded on the way, factors are the same; results in bf16 are those in fp32, rounded.
 TEST_P(TiledLinearTest, ComputesTheSameFromAndToBf16) {
   constexpr ElementType kFp32 = ElementType::kFp32, kBf16 = ElementType::kBf16;
-  const Results fp32 = run({kFp32, kFp32}, GradientMode::kStore);
-  for (const ElementTypes types :
-       {ElementTypes{kBf16, kBf16}, ElementTypes{kBf16, kFp32}, ElementTypes{kFp32, kBf16}}) {
-    const Results mixed = run(types, GradientMode::kStore);
-    EXPECT_EQ(mixed.y, types.output == kBf16 ? test::nearest_bf16(fp32.y) : fp32.y);
-    EXPECT_EQ(mixed.dx, types.input == kBf16 ? test::nearest_bf16(fp32.dx) : fp32.dx);
-    EXPECT_EQ(mixed.dw, fp32.dw);
+  const std::vector<float> dy = test::nearest_bf16(dy_);
+  for (const GradientMode mode : {GradientMode::kStore, GradientMode::kAdd}) {
+    const Results fp32 = run({kFp32, kFp32}, mode);
+    for (const ElementTypes types :
+         {ElementTypes{kBf16, kBf16}, ElementTypes{kBf16, kFp32}, ElementTypes{kFp32, kBf16}}) {
+      const Results mixed = run(types, mode);
+      EXPECT_EQ(mixed.y, types.output == kBf16 ? test::nearest_bf16(fp32.y) : fp32.y);
+      EXPECT_EQ(mixed.dx, types.input == kBf16 ? test::nearest_bf16(fp32.dx) : fp32.dx);
+      EXPECT_EQ(mixed.dw, fp32.dw);
+      if (types.output == kFp32) {
+        EXPECT_EQ(mixed.db, fp32.db);
+        continue;
+      }
+      expect_sums(
+          mixed.db, c_.out, c_.rows,
+          [&](std::int64_t, std::int64_t o) { return mode == GradientMode::kAdd ? at(before_b_, o) : 0.0F; },
+          [&](std::int64_t, std::int64_t o, std::int64_t n) { return double{at(dy, n * c_.out + o)}; });
+    }
   }
 }
 
 // 272 and 528: more than are packed together of a gradient; 2048 x 192: of the weights. 2056 and 3080 rows:
-// up to three groups, for four threads two of two each, not in whole blocks. 2048: two groups with a block
-// each, so that a factor stays packed: that of the outputs or, with 528 of them, of the inputs. 520: a
-// thread's last chunk is short.
+// up to three groups, for four threads two of two each, with several blocks. 2048: two groups with a block
+// each, so that a factor stays packed: that of the outputs or, with 528 of them, of the inputs. 520: chunks
+// are short.
 INSTANTIATE_TEST_SUITE_P(Extents, TiledLinearTest,
                          testing::Combine(testing::Values(Case{2056, 272, 192}, Case{3080, 48, 528},
                                                           Case{2048, 272, 192}, Case{2048, 48, 528},
-                                                          Case{528, 272, 304}, Case{512, 2048, 192}),
+                                                          Case{2048, 256, 256}, Case{528, 272, 304},
+                                                          Case{512, 2048, 192}),
                                           testing::Values(1, 2, 3, 4)));
 INSTANTIATE_TEST_SUITE_P(NarrowExtents, TiledLinearTest,
                          testing::Combine(testing::Values(Case{512, 32, 32}, Case{520, 64, 80}),
@@ -179,6 +191,8 @@ TEST(TiledLinear, IsForManyRowsOfFeaturesInSixteens) {
   EXPECT_FALSE(TiledLinear::handles(1, spec_of(512, 32, 65)));
   EXPECT_FALSE(TiledLinear::handles(1, spec_of(512, 2064, 48))) << "too wide for the caches";
   EXPECT_FALSE(TiledLinear::handles(4, spec_of(1024, 48, 48))) << "three vectors for four threads";
+  EXPECT_TRUE(TiledLinear::handles(16, spec_of(16384, 128, 128))) << "eight vectors for 16 threads";
+  EXPECT_TRUE(TiledLinear::handles(16, spec_of(2048, 256, 256))) << "two groups";
   LinearSpec fp32 = spec_of(512, 32, 48);
   fp32.precision = MatrixPrecision::kFp32;
   EXPECT_FALSE(TiledLinear::handles(1, fp32));

@@ -53,7 +53,7 @@ class HostStream : public StreamImpl {
   // Threads that its tasks may use.
   virtual int team() const { return 1; }
 
-  // Calls work(offset, bytes) for the threads' shares, of whole lines of a cache.
+  // Calls work(offset, bytes) for the threads' shares, as long as whole lines of a cache.
   template <typename Work>
   static void share(int threads, std::size_t bytes, const Work& work) {
     if (threads == 1 || bytes < kSerialBytes) return work(0, bytes);
