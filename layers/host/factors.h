@@ -80,9 +80,8 @@ PO_BF16_PAIRS inline __m512i load_dwords(const typename Factors::Value* values, 
 template <typename Factors>
 requires(Factors::kValues == 2) PO_BF16_PAIRS inline __m512i
     load_dwords(const float* values, std::int64_t count) {
-  const auto second = static_cast<__mmask16>(count == kLanes ? 0xFFFF : 0);
-  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(second, values + kLanes),
-                                      _mm512_loadu_ps(values));
+  const __m512 second = _mm512_maskz_loadu_ps(first_lanes(2 * count - kLanes), values + kLanes);
+  return (__m512i)_mm512_cvtne2ps_pbh(second, _mm512_loadu_ps(values));
 }
 
 // [row][dword of columns]: the rows side by side.

@@ -1,20 +1,16 @@
 #include "layers/host/gelu.h"
 
-#include <algorithm>
 #include <cmath>
 #include <numbers>
 
 #include "kernels/runtime/host/launch_host.h"
-#include "layers/host/bf16_instructions.h"
-#include "layers/host/shares.h"
+#include "layers/host/factors.h"
 
 namespace pipeoptim::host {
 
 #if defined(__x86_64__)
 
 namespace {
-
-constexpr std::int64_t kLanes = 16;
 
 // For a >= 0 a function that falls to nothing, by polynomials in a / kWidth - i around each a = i kWidth. A
 // vector's lanes find theirs by a permutation of two registers, which hold 32.
@@ -71,9 +67,6 @@ PO_BF16_PAIRS inline __m512 load(const Bf16* values) {
   const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
 }
-PO_BF16_PAIRS inline void store(Bf16* to, __m512 values) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(values));
-}
 
 // The lesser of |x| and kEnd; NaN for NaN.
 PO_BF16_PAIRS inline __m512 bounded_size(__m512 x) {
@@ -107,7 +100,7 @@ struct Value {
     for (std::int64_t i = begin; i < end; i += kLanes) {
       const __m512 v = load(x + i), a = bounded_size(v);
       const __m512 above = _mm512_max_ps(v, _mm512_setzero_ps());
-      store(y + i, _mm512_fnmadd_ps(a, value_at(pieces, a), above));
+      Bf16Factors::store(y + i, _mm512_fnmadd_ps(a, value_at(pieces, a), above));
     }
   }
 };
@@ -123,7 +116,7 @@ struct Slope {
       const __m512 v = load(x + i), below = value_at(pieces, bounded_size(v));
       const __mmask16 above = _mm512_movepi32_mask(_mm512_castps_si512(v)) ^ 0xFFFF;
       const __m512 slope = _mm512_mask_sub_ps(below, above, _mm512_set1_ps(1.0F), below);
-      store(dx + i, _mm512_mul_ps(load(dy + i), slope));
+      Bf16Factors::store(dx + i, _mm512_mul_ps(load(dy + i), slope));
     }
   }
 };
@@ -132,12 +125,7 @@ template <typename Body>
 void for_each_vector(Stream& stream, std::int64_t count, const Body& body) {
   const int threads = count < kSerialElements ? 1 : stream.threads();
   stream.submit([count, threads, body] {
-    if (threads == 1) return body.run(0, count);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int thread = 0; thread < threads; ++thread) {
-      const Range mine = Parts{count, kLanes, threads}[thread];
-      body.run(mine.begin, mine.end);
-    }
+    for_shares(threads, count, [&](std::int64_t begin, std::int64_t end) { body.run(begin, end); });
   });
 }
 

@@ -18,6 +18,7 @@ namespace {
 // sums at least so many rows, for pieces of at least so many features.
 constexpr std::int64_t kLeastRows = 512, kMostFeatures = 2048, kGroupRows = 1024, kLeastPiece = 64;
 
+// Into pieces, or its outputs.
 bool cuts_inputs(const LinearSpec& spec) { return spec.in >= spec.out; }
 
 // Whether so many groups get enough of a weight gradient, and all threads about the same.
@@ -90,17 +91,19 @@ struct Own {
 };
 
 // Some rows by the columns of a part, which the thread has packed.
-void multiply_chunk(const RowProduct& product, Range rows, Range columns, const Own& own) {
+void multiply_chunks(const RowProduct& product, Range rows, Range columns, const Own& own) {
   const std::int64_t inner = product.inner, dwords = inner / Bf16Factors::kValues;
   const bool rounded = product.from.rounded != nullptr;
-  if (!rounded) round_chunk(product.from.values + rows.begin * inner, rows.size() * inner, own.chunk);
-  const Bf16* const from = rounded ? product.from.rounded + rows.begin * inner : own.chunk;
-  multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(from),
-                   .tile = kRows * dwords,
-                   .row = dwords,
-                   .step = 1},
-                  rows.size(), own.packed, Panels{columns.size()}, dwords,
-                  product.result.at(rows.begin, columns.begin));
+  for (std::int64_t row = rows.begin; row < rows.end; row += kChunk) {
+    const std::int64_t count = std::min(kChunk, rows.end - row);
+    if (!rounded) round_chunk(product.from.values + row * inner, count * inner, own.chunk);
+    const Bf16* const from = rounded ? product.from.rounded + row * inner : own.chunk;
+    multiply_panels({.from = reinterpret_cast<const std::uint32_t*>(from),
+                     .tile = kRows * dwords,
+                     .row = dwords,
+                     .step = 1},
+                    count, own.packed, Panels{columns.size()}, dwords, product.result.at(row, columns.begin));
+  }
 }
 
 // Each thread for its rows; in the last part of the columns, when they are done, also for those that another
@@ -121,22 +124,14 @@ void multiply_share(int threads, const RowProduct& product, const Pack& pack, st
   for (int thread = 0; thread < threads; ++thread) {
     const Own own = own_of(thread);
     for (std::int64_t part = 0; part < parts.count; ++part) {
-      const Range columns = parts[part];
-      pack(columns.begin, Panels{columns.size()}, own.packed);
-      if (part + 1 < parts.count || threads == 1) {
-        const Range mine = shares[thread];
-        for (std::int64_t row = mine.begin; row < mine.end; row += kChunk) {
-          multiply_chunk(product, {row, std::min(row + kChunk, mine.end)}, columns, own);
-        }
-        continue;
-      }
-      for (int i = 0; i < threads; ++i) {
-        const int share = (thread + i) % threads;
-        std::int64_t& next = *own_of(share).next;
-        for (Range rows = take_rows(next, shares[share].end); rows.size() > 0;
-             rows = take_rows(next, shares[share].end)) {
-          multiply_chunk(product, rows, columns, own);
-        }
+      pack(parts[part].begin, Panels{parts[part].size()}, own.packed);
+      if (part + 1 < parts.count) multiply_chunks(product, shares[thread], parts[part], own);
+    }
+    for (int i = 0; i < threads; ++i) {
+      const int share = (thread + i) % threads;
+      const auto take = [&] { return take_rows(*own_of(share).next, shares[share].end); };
+      for (Range rows = take(); rows.size() > 0; rows = take()) {
+        multiply_chunks(product, rows, parts[parts.count - 1], own);
       }
     }
   }
@@ -170,7 +165,7 @@ bool TiledLinear::handles(int threads, const LinearSpec& spec) {
 }
 
 TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads), spec_(spec), groups_(row_groups(threads, spec)), cuts_inputs_(cuts_inputs(spec)) {
+    : threads_(threads), spec_(spec), groups_(row_groups(threads, spec)) {
   if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for these tiles");
   const auto count = static_cast<std::size_t>(threads);
   workspace_.reserve(std::max(count * product_bytes(),
@@ -241,16 +236,18 @@ void TiledLinear::backward_input(Stream& stream, const LinearBackwardInput& oper
 TiledLinear::Part TiledLinear::part_of(const LinearBackwardWeights& operands, int thread, int turn,
                                        float* sums) const {
   const int parts = threads_ / groups_, group = thread / parts;
-  const Range piece = Parts{cuts_inputs_ ? spec_.in : spec_.out, kLanes, groups_}[(group + turn) % groups_];
-  const Range outputs = cuts_inputs_ ? Range{0, spec_.out} : piece;
+  const bool cuts = cuts_inputs(spec_), sums_bias = operands.bias_gradient != nullptr && (turn == 0 || !cuts);
+  const Range piece = Parts{cuts ? spec_.in : spec_.out, kLanes, groups_}[(group + turn) % groups_];
+  const Range outputs = cuts ? Range{0, spec_.out} : piece;
   const Range mine = Parts{outputs.size(), kLanes, parts}[thread % parts];
+  float* const bias_gradient = group == 0 ? operands.bias_gradient : sums + (group - 1) * spec_.out;
   const bool adds = operands.mode == GradientMode::kAdd;
   return {.rows = Parts{spec_.rows, kRows, groups_}[group],
           .outputs = {outputs.begin + mine.begin, outputs.begin + mine.end},
-          .inputs = cuts_inputs_ ? piece : Range{0, spec_.in},
+          .inputs = cuts ? piece : Range{0, spec_.in},
           .first = turn == 0,
           .adds = adds || turn > 0,
-          .bias_gradient = group == 0 ? operands.bias_gradient : sums + (group - 1) * spec_.out,
+          .bias_gradient = sums_bias ? bias_gradient : nullptr,
           .adds_bias = adds && group == 0};
 }
 
@@ -285,9 +282,8 @@ void TiledLinear::sum_products(const LinearBackwardWeights& operands, const Part
   const Parts all_inputs = gradient_parts(part.inputs.size());
   const Parts blocks = Parts::of_at_most(kBlockRows, part.rows.size(), kRows);
   const bool later = !part.first && blocks.count == 1;
-  const bool has_outputs = later && cuts_inputs_ && all_outputs.count == 1;
-  const bool has_inputs = later && !cuts_inputs_ && all_inputs.count == 1;
-  const bool sums_bias = operands.bias_gradient != nullptr && (part.first || !cuts_inputs_);
+  const bool has_outputs = later && cuts_inputs(spec_) && all_outputs.count == 1;
+  const bool has_inputs = later && !cuts_inputs(spec_) && all_inputs.count == 1;
   for (std::int64_t block = 0; block < blocks.count; ++block) {
     const std::int64_t row = part.rows.begin + blocks[block].begin;
     const std::int64_t pairs = blocks[block].size() / Bf16Factors::kValues;
@@ -297,9 +293,9 @@ void TiledLinear::sum_products(const LinearBackwardWeights& operands, const Part
       if (!has_outputs) {
         alignas(64) float sums[kPackedColumns] = {};
         with_source(operands.output_gradient, row, spec_.out, output, [&](const auto& dy) {
-          pack_eights(dy, outputs, pairs, eights, sums_bias ? sums : nullptr);
+          pack_eights(dy, outputs, pairs, eights, part.bias_gradient == nullptr ? nullptr : sums);
         });
-        if (sums_bias) {
+        if (part.bias_gradient != nullptr) {
           float* const to = part.bias_gradient + output;
           const bool adds = part.adds_bias || !first_rows;
           for (std::int64_t c = 0; c < outputs; ++c) to[c] = adds ? to[c] + sums[c] : sums[c];
@@ -324,8 +320,7 @@ void TiledLinear::sum_products(const LinearBackwardWeights& operands, const Part
 #else
 
 bool TiledLinear::handles(int, const LinearSpec&) { return false; }
-TiledLinear::TiledLinear(int threads, const LinearSpec& spec)
-    : threads_(threads), spec_(spec), groups_(1), cuts_inputs_(false) {
+TiledLinear::TiledLinear(int threads, const LinearSpec& spec) : threads_(threads), spec_(spec), groups_(1) {
   throw std::logic_error("no products in bf16 on this processor");
 }
 void TiledLinear::forward(Stream&, const LinearForward&, std::byte*) const {}

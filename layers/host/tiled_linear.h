@@ -44,9 +44,9 @@ class TiledLinear final : public LinearPlan {
   // Of the gradients: the rows that a thread sums in a turn, for some of the outputs and inputs.
   struct Part {
     Range rows, outputs, inputs;
-    bool first;  // turn
-    bool adds;   // to what is there of the weight gradient
-    float* bias_gradient;
+    bool first;            // turn
+    bool adds;             // to what is there of the weight gradient
+    float* bias_gradient;  // of all outputs; null where it is not to be summed
     bool adds_bias;
   };
   std::size_t sums_bytes() const;
@@ -57,8 +57,7 @@ class TiledLinear final : public LinearPlan {
 
   int threads_;
   LinearSpec spec_;
-  int groups_;        // of rows, and pieces of the gradient
-  bool cuts_inputs_;  // into pieces, or outputs
+  int groups_;  // of rows, and pieces of the gradient
   ArenaPlan workspace_;
 };
 

@@ -68,17 +68,22 @@ void run_rows(InstructionSet set, const Body& body, std::int64_t begin, std::int
   });
 }
 
+// Calls work(begin, end) for each thread's share of n, which begins at a multiple of 64.
+template <typename Work>
+void for_shares(int threads, std::int64_t n, const Work& work) {
+  if (threads == 1) return work(std::int64_t{0}, n);
+  const std::int64_t chunk = ((n + threads - 1) / threads + 63) / 64 * 64;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int thread = 0; thread < threads; ++thread) {
+    work(std::min<std::int64_t>(n, thread * chunk), std::min<std::int64_t>(n, (thread + 1) * chunk));
+  }
+}
+
 template <typename Body>
 void for_each(Stream& stream, std::int64_t n, const Body& body) {
   const int threads = n < kSerialElements ? 1 : stream.threads();
   stream.submit([n, threads, set = instruction_set(), body] {
-    if (threads == 1) return run_range(set, body, 0, n);
-    const std::int64_t chunk = ((n + threads - 1) / threads + 63) / 64 * 64;
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int thread = 0; thread < threads; ++thread) {
-      run_range(set, body, std::min<std::int64_t>(n, thread * chunk),
-                std::min<std::int64_t>(n, (thread + 1) * chunk));
-    }
+    for_shares(threads, n, [&](std::int64_t begin, std::int64_t end) { run_range(set, body, begin, end); });
   });
 }
 

@@ -4,7 +4,6 @@
 #include <omp.h>
 #include <pthread.h>
 
-#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "kernels/runtime/backend.h"
+#include "kernels/runtime/host/launch_host.h"
 
 namespace pipeoptim::detail {
 namespace {
@@ -32,38 +32,29 @@ class HostStream : public StreamImpl {
   virtual void submit_always(const Task& task) = 0;
 
   void copy(void* to, const void* from, std::size_t bytes) override {
-    submit([=, threads = team()] {
-      share(threads, bytes, [=](std::size_t at, std::size_t count) {
-        std::memcpy(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at, count);
-      });
+    share_out(bytes, [=](std::int64_t begin, std::int64_t end) {
+      std::memcpy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin,
+                  static_cast<std::size_t>(end - begin));
     });
   }
   void fill_zero(void* to, std::size_t bytes) override {
-    submit([=, threads = team()] {
-      share(threads, bytes, [=](std::size_t at, std::size_t count) {
-        std::memset(static_cast<std::byte*>(to) + at, 0, count);
-      });
+    share_out(bytes, [=](std::int64_t begin, std::int64_t end) {
+      std::memset(static_cast<std::byte*>(to) + begin, 0, static_cast<std::size_t>(end - begin));
     });
   }
   void* native() override { return nullptr; }
 
  private:
-  static constexpr std::size_t kLine = 64, kSerialBytes = 64 * 1024;
-
   // Threads that its tasks may use.
   virtual int team() const { return 1; }
 
-  // Calls work(offset, bytes) for the threads' shares, as long as whole lines of a cache.
+  // Submits work(begin, end) on the bytes, by all threads where they are many.
   template <typename Work>
-  static void share(int threads, std::size_t bytes, const Work& work) {
-    if (threads == 1 || bytes < kSerialBytes) return work(0, bytes);
-    const auto count = static_cast<std::size_t>(threads);
-    const std::size_t size = (bytes / count / kLine + 1) * kLine;
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (std::size_t thread = 0; thread < count; ++thread) {
-      const std::size_t begin = std::min(bytes, thread * size);
-      work(begin, std::min(bytes - begin, size));
-    }
+  void share_out(std::size_t bytes, const Work& work) {
+    constexpr std::size_t kSerialBytes = 64 * 1024;
+    submit([bytes, threads = bytes < kSerialBytes ? 1 : team(), work] {
+      pipeoptim::host::for_shares(threads, static_cast<std::int64_t>(bytes), work);
+    });
   }
 };
 
