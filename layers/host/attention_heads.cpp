@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "layers/host/attention_head.h"
+#include "layers/host/shares.h"
 #include "layers/typed.h"
 
 namespace pipeoptim::host {

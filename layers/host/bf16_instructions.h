@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "kernels/runtime/bf16.h"
-#include "layers/host/avx512.h"
+#include "layers/host/avx.h"
 
 #if defined(__x86_64__)
 #define PO_BF16_PAIRS __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))

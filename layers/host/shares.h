@@ -3,10 +3,12 @@
 
 #include <cstdint>
 
-#include "layers/host/avx512.h"
 #include "layers/layer.h"
 
 namespace pipeoptim::host {
+
+// Blocks of b that hold a.
+inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 struct Range {
   std::int64_t begin, end;

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "layers/host/avx512.h"
-
 namespace pipeoptim::host {
 
 using namespace winograd;
@@ -31,25 +29,26 @@ std::int64_t tiles_of(const ConvolutionSpec& spec) {
 bool WinogradConvolution::handles(int threads, const ConvolutionSpec& spec) {
   const bool fits = spec.precision != MatrixPrecision::kBf16 && spec.kernel == kKernel && spec.stride == 1 &&
                     spec.padding == 1 && spec.dilation == 1 && spec.groups == 1 &&
-                    spec.input[3] % kLanes == 0 && spec.out_channels % kLanes == 0;
-  return fits && tiles_of(spec) >= std::max(kFewestTiles, threads * kTiles) && has_avx512();
+                    spec.input[3] % kGroup == 0 && spec.out_channels % kGroup == 0;
+  return fits && tiles_of(spec) >= std::max(kFewestTiles, threads * kTiles) && best_code() != nullptr;
 }
 
 bool WinogradConvolution::handles_weights(int threads, const ConvolutionSpec& spec) {
   const std::int64_t products = spec.input[3] * spec.out_channels;
-  const bool divides = products <= kNarrow || keeps_busy(threads, spec.out_channels / kLanes);
+  const bool divides = products <= kNarrow || keeps_busy(threads, spec.out_channels / kGroup);
   return handles(threads, spec) && spec.input[3] + spec.out_channels >= kFewestChannels && divides;
 }
 
-WinogradConvolution::WinogradConvolution(int threads, const ConvolutionSpec& spec)
+WinogradConvolution::WinogradConvolution(int threads, const ConvolutionSpec& spec, const Code* code)
     : threads_(threads),
+      code_(code),
       in_(images_of(spec, spec.input[3])),
       out_(images_of(spec, spec.out_channels)),
       tiles_(tiles_of(spec)),
       division_(products() <= kNarrow ? Division::kTiles : Division::kChannels) {
   if (!handles(threads, spec)) throw std::logic_error(describe(spec) + ": not for Winograd's algorithm");
   const int sums = division_ == Division::kTiles ? threads_ : 1;
-  const std::int64_t forward = std::max(in_.channels, out_.channels) + 2 * kLanes;
+  const std::int64_t forward = std::max(in_.channels, out_.channels) + 2 * kGroup;
   scratch_floats_ = kPoints * kRoom * std::max(forward, in_.channels + out_.channels);
   all_points_ = workspace_.reserve(float_bytes(sums * kPoints * products()));
   scratch_ = workspace_.reserve(float_bytes(threads_ * scratch_floats_));
@@ -63,8 +62,7 @@ float* WinogradConvolution::scratch(std::byte* workspace, int thread) const {
   return reinterpret_cast<float*>(workspace + scratch_) + thread * scratch_floats_;
 }
 
-template <typename Transform>
-void WinogradConvolution::transform_weights(const float* weights, const Transform& transform,
+void WinogradConvolution::transform_weights(const float* weights, decltype(Code::transform_forward) transform,
                                             std::byte* workspace) const {
   float* const to = all_points(workspace);
 #pragma omp parallel for num_threads(threads_) schedule(static)
@@ -81,7 +79,8 @@ void WinogradConvolution::convolve(const Images& from, const float* values, cons
   for (int thread = 0; thread < threads_; ++thread) {
     for (std::int64_t b = blocks * thread / threads_; b < blocks * (thread + 1) / threads_; ++b) {
       const std::int64_t first = b * kTiles, count = std::min(kTiles, tiles_ - first);
-      convolve_tiles(from, values, to, weights, bias, results, first, count, scratch(workspace, thread));
+      code_->convolve_tiles(from, values, to, weights, bias, results, first, count,
+                            scratch(workspace, thread));
     }
   }
 }
@@ -89,7 +88,7 @@ void WinogradConvolution::convolve(const Images& from, const float* values, cons
 void WinogradConvolution::forward(Stream& stream, const float* input, const float* weights, const float* bias,
                                   float* output, std::byte* workspace) const {
   stream.submit([=, this] {
-    transform_weights(weights, transform_forward, workspace);
+    transform_weights(weights, code_->transform_forward, workspace);
     convolve(in_, input, out_, bias, output, workspace);
   });
 }
@@ -97,7 +96,7 @@ void WinogradConvolution::forward(Stream& stream, const float* input, const floa
 void WinogradConvolution::backward_data(Stream& stream, const float* weights, const float* output_gradient,
                                         float* input_gradient, std::byte* workspace) const {
   stream.submit([=, this] {
-    transform_weights(weights, transform_flipped, workspace);
+    transform_weights(weights, code_->transform_flipped, workspace);
     convolve(out_, output_gradient, in_, nullptr, input_gradient, workspace);
   });
 }
@@ -107,7 +106,7 @@ WinogradConvolution::Part WinogradConvolution::part(std::byte* workspace, int th
   if (division_ == Division::kTiles) {
     return {Parts{tiles_, 1, threads_}[thread], {0, out_.channels}, sums + thread * kPoints * products()};
   }
-  return {{0, tiles_}, Parts{out_.channels, kLanes, threads_}[thread], sums};
+  return {{0, tiles_}, Parts{out_.channels, kGroup, threads_}[thread], sums};
 }
 
 void WinogradConvolution::sum(const Part& part, const float* input, const float* output_gradient,
@@ -119,10 +118,10 @@ void WinogradConvolution::sum(const Part& part, const float* input, const float*
     std::fill_n(sums + p * products(), part.channels.size() * in_.channels, 0.0F);
   for (std::int64_t first = part.tiles.begin; first < part.tiles.end; first += kTiles) {
     const std::int64_t count = std::min(kTiles, part.tiles.end - first);
-    transform_inputs(in_, input, first, count, scratch);
-    transform_gradients(out_, output_gradient + part.channels.begin, part.channels.size(), first, count,
-                        gradients);
-    add_tiles(scratch, in_.channels, gradients, part.channels.size(), count, sums, products());
+    code_->transform_inputs(in_, input, first, count, scratch);
+    code_->transform_gradients(out_, output_gradient + part.channels.begin, part.channels.size(), first,
+                               count, gradients);
+    code_->add_tiles(scratch, in_.channels, gradients, part.channels.size(), count, sums, products());
   }
 }
 
@@ -132,10 +131,8 @@ void WinogradConvolution::add_threads(std::byte* workspace, float* weight_gradie
   const std::int64_t in = in_.channels;
 #pragma omp parallel for num_threads(threads_) schedule(static)
   for (std::int64_t output = 0; output < out_.channels; ++output) {
-    for (std::int64_t c = 0; c < in; c += kLanes) {
-      gather_kernel(sums, parts, products(), output * in + c, in, mode,
-                    weight_gradient + output * kKernel * kKernel * in + c);
-    }
+    code_->gather_kernel(sums + output * in, parts, products(), in, mode,
+                         weight_gradient + output * kKernel * kKernel * in);
   }
 }
 

@@ -25,13 +25,14 @@ namespace pipeoptim::host {
 class WinogradConvolution {
  public:
   // Whether it is made for the convolution, with enough tiles for each thread and for transforming the
-  // weights, and the processor has AVX-512.
+  // weights, and the processor has AVX2.
   static bool handles(int threads, const ConvolutionSpec& spec);
   // Whether that holds for its weight gradient, too. With few channels a direct one is faster, as this
   // transforms two images; of a wide layer each thread must have work.
   static bool handles_weights(int threads, const ConvolutionSpec& spec);
 
-  WinogradConvolution(int threads, const ConvolutionSpec& spec);
+  WinogradConvolution(int threads, const ConvolutionSpec& spec,
+                      const winograd::Code* code = winograd::best_code());
 
   std::size_t workspace_bytes() const { return workspace_.bytes(); }
 
@@ -52,8 +53,8 @@ class WinogradConvolution {
     float* sums;
   };
 
-  template <typename Transform>
-  void transform_weights(const float* weights, const Transform& transform, std::byte* workspace) const;
+  void transform_weights(const float* weights, decltype(winograd::Code::transform_forward) transform,
+                         std::byte* workspace) const;
   void convolve(const winograd::Images& from, const float* values, const winograd::Images& to,
                 const float* bias, float* results, std::byte* workspace) const;
   Part part(std::byte* workspace, int thread) const;
@@ -65,6 +66,7 @@ class WinogradConvolution {
   float* scratch(std::byte* workspace, int thread) const;
 
   int threads_;
+  const winograd::Code* code_;
   winograd::Images in_, out_;
   std::int64_t tiles_;  // of all records
   Division division_;

@@ -1,7 +1,5 @@
-// AVX-512 for functions that are compiled for it: PO_AVX512.
+// AVX2 and AVX-512 for functions that are compiled for them: PO_AVX2, PO_AVX512.
 #pragma once
-
-#include <cstdint>
 
 #include "kernels/runtime/instruction_set.h"
 
@@ -12,16 +10,22 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#define PO_AVX2 __attribute__((target("avx2,fma")))
 #define PO_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
 
 namespace pipeoptim::host {
 
-// Whether the processor has it. PIPEOPTIM_ISA, which promises the same bits, does not matter to products,
-// convolutions, attention's heads and GELU in bf16, ours or oneDNN's.
+// Whether the processor has them, AVX2 with products that are added in one instruction. PIPEOPTIM_ISA, which
+// promises the same bits, does not matter to products, convolutions, attention's heads and GELU in bf16, ours
+// or oneDNN's.
+inline bool has_avx2() {
+#if defined(__x86_64__)
+  return usable_instruction_sets().size() > 1 && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
 inline bool has_avx512() { return usable_instruction_sets().back() == InstructionSet::kAvx512; }
-
-// Blocks of b that hold a.
-inline std::int64_t quotient_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace pipeoptim::host

@@ -1,0 +1,37 @@
+#include "layers/host/avx.h"
+#include "layers/host/winograd_points.h"
+
+#if defined(__x86_64__)
+
+#define PO_VECTORS PO_AVX2
+
+namespace pipeoptim::host::winograd {
+namespace {
+
+using Vector = __m256;
+constexpr std::int64_t kLanes = 8;
+// Of the 16 registers: sums of a tile's products, by two vectors or twice as many by one.
+constexpr int kSumRows = 6, kOutputRows = 4;
+
+PO_AVX2 inline Vector load(const float* from) { return _mm256_loadu_ps(from); }
+PO_AVX2 inline void store(float* to, Vector values) { _mm256_storeu_ps(to, values); }
+PO_AVX2 inline Vector broadcast(float value) { return _mm256_set1_ps(value); }
+PO_AVX2 inline Vector multiply_add(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
+
+}  // namespace
+}  // namespace pipeoptim::host::winograd
+
+#include "layers/host/winograd_code.h"
+
+#endif
+
+namespace pipeoptim::host::winograd {
+
+const Code* avx2_code() {
+#if defined(__x86_64__)
+  if (has_avx2()) return &kCode;
+#endif
+  return nullptr;
+}
+
+}  // namespace pipeoptim::host::winograd
