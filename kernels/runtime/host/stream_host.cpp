@@ -11,6 +11,7 @@
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -120,6 +121,16 @@ void bind(const std::vector<int>& processors) {
   pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
+// Throws where OpenMP would make smaller teams: threads of a library's would wait for those that are missing.
+void require_teams_of(int threads) {
+  if (threads == 1) return;
+  const std::string stream = "a stream of " + std::to_string(threads) + " threads: ";
+  if (omp_get_thread_limit() < threads) {
+    throw std::invalid_argument(stream + "OMP_THREAD_LIMIT allows " + std::to_string(omp_get_thread_limit()));
+  }
+  if (omp_get_max_active_levels() < 1) throw std::invalid_argument(stream + "OMP_MAX_ACTIVE_LEVELS is 0");
+}
+
 class WorkerStream final : public QueuedStream {
  public:
   explicit WorkerStream(const StreamOptions& options) : ring_(kRing), options_(options) {
@@ -167,7 +178,8 @@ class WorkerStream final : public QueuedStream {
   void work() {
     pthread_setname_np(pthread_self(), options_.name.substr(0, 15).c_str());
     bind(options_.processors);
-    omp_set_num_threads(options_.threads);  // of this thread only
+    omp_set_num_threads(options_.threads);  // of this thread only, as the next
+    omp_set_dynamic(0);                     // no smaller teams where the machine is busy
     std::unique_lock lock(mutex_);
     while (true) {
       not_empty_.wait(lock, [this] { return stop_ || done_ < submitted_; });
@@ -416,6 +428,7 @@ void BorrowedStream::go_on() {
 }  // namespace
 
 std::unique_ptr<StreamImpl> make_host_stream(const StreamOptions& options) {
+  require_teams_of(options.threads);
   if (options.execution == HostExecution::kInline) return std::make_unique<InlineStream>(options);
   if (options.execution == HostExecution::kBorrowed) return std::make_unique<BorrowedStream>();
   return std::make_unique<WorkerStream>(options);
