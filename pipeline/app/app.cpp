@@ -33,7 +33,7 @@ int dispatch(CommandLine& line, const std::string& subcommand) {
   if (subcommand == "compare") return compare(line);
   settle_optimizer(options);
   if (subcommand == "plan" || options.dry_run) return plan(options);
-  return subcommand == "train" ? train(line) : evaluate(options);
+  return subcommand == "train" ? train(line) : evaluate(line);
 }
 
 }  // namespace

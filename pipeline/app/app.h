@@ -13,7 +13,7 @@ int run(int argc, const char* const* argv);
 
 // Settles what was left to the program (--device auto, ..) in the line's options.
 ExitCode train(CommandLine& line);
-ExitCode evaluate(const Options& options);
+ExitCode evaluate(const CommandLine& line);
 ExitCode plan(const Options& options);
 ExitCode simulate(const Options& options);
 ExitCode compare(CommandLine& line);

@@ -1,5 +1,8 @@
 #include "pipeline/app/command_line.h"
 
+#include <fmt/format.h>
+#include <omp.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
@@ -46,11 +49,12 @@ bool parse_list(const std::string& text, std::vector<T>& values) {
   return true;
 }
 
-// OMP_NUM_THREADS where it is a number (the first of a list), else every core that the process may use.
+// OMP_NUM_THREADS where it is a number (the first of a list), else every core that the process may use, up to
+// OMP_THREAD_LIMIT.
 int default_threads() {
   const char* variable = std::getenv("OMP_NUM_THREADS");
   const int asked = variable == nullptr ? 0 : std::atoi(variable);
-  return asked > 0 ? asked : usable_cores();
+  return asked > 0 ? asked : std::min(usable_cores(), omp_get_thread_limit());
 }
 
 template <typename T>
@@ -58,10 +62,11 @@ struct IsOptional : std::false_type {};
 template <typename T>
 struct IsOptional<std::optional<T>> : std::true_type {};
 
+// As it is typed.
 template <typename T>
 std::string list_text(const std::vector<T>& values) {
   std::string text;
-  for (const T value : values) text += (text.empty() ? "" : ",") + std::to_string(value);
+  for (const T value : values) text += (text.empty() ? "" : ",") + fmt::format("{}", value);
   return text;
 }
 
@@ -125,7 +130,8 @@ void CommandLine::add_model(Subcommand& command) {
       "imdb: words that are told apart (running text: its distinct bytes)");
   add(command, "data", options_.data, join(dataset_names()));
   add(command, "data-dir", options_.data_dir,
-      "Folder of the data's files, of text also the file (default: where its package puts them)");
+      "Folder of the data's files, or of its folder of that name; of text also the file (default: "
+      "PIPEOPTIM_DATA; fashion-mnist: where its package puts them)");
   add(command, "batch-size", options_.batch_size, "Records of a mini-batch");
   add(command, "limit-train", options_.limit_train, "Use only the first N training records (0: all)");
   add(command, "limit-test", options_.limit_test, "Use only the first N test records (0: all)");
@@ -141,14 +147,16 @@ void CommandLine::add_model(Subcommand& command) {
 void CommandLine::add_schedule(Subcommand& command) {
   command.app->option_defaults()->group("Pipeline");
   add(command, "stages", options_.stages, "Pipeline stages, or workers where each holds several (--chunks)");
-  add(command, "horizon", options_.horizon, "How far a prediction looks: " + join(horizon_names()));
+  add(command, "horizon", options_.horizon,
+      "pipeoptim, delayed: how far a prediction looks: " + join(horizon_names()));
   add(command, "step-decay", options_.optimizer.step_decay,
       "difference: decay of the average of the weights' steps (0: the last step)");
   add(command, "micro-batches", options_.micro_batches, "Micro-batches of a mini-batch");
   add(command, "chunks", options_.chunks,
       "Stages that each worker holds: interleaved, naive, pipedream, pipeoptim (0: the method's default)");
   add(command, "delay", options_.delay, "delayed: updates between a forward and its backward");
-  add(command, "costs", options_.costs, "zb-auto: cost of forward, input gradient, weight gradient");
+  add(command, "costs", options_.costs,
+      "simulate, zb-auto: cost of forward, input gradient, weight gradient");
   add(command, "activation-limit", options_.activation_limit,
       "zb-auto: micro-batches in flight on a worker (0: 2D-1, as zb-h2)");
 }
@@ -160,12 +168,14 @@ void CommandLine::add_method(Subcommand& command) {
 void CommandLine::add_pipeline(Subcommand& command) {
   add_schedule(command);
   add(command, "cuts", options_.cuts, "First layer of stages 1, 2, ... (default: balanced by cost)");
-  add(command, "predictor", options_.predictor, join(predictor_names()));
+  add(command, "predictor", options_.predictor,
+      "What predicts weights: " + join(predictor_names()) + "; pipemare has its own");
   add(command, "pipemare-anneal", options_.pipemare_anneal,
       "pipemare: steps of the lower rates at the start (-1: a quarter of all; 0: none)");
   add(command, "pipemare-decay", options_.pipemare_decay, "pipemare: decay of the average weight step");
   add(command, "threads", options_.threads,
-      "Host threads, divided over the stages (default: OMP_NUM_THREADS, or usable cores)");
+      "Host threads, divided over the stages (default: OMP_NUM_THREADS, or usable cores up to "
+      "OMP_THREAD_LIMIT)");
   add(command, "cpu-bind", options_.cpu_bind,
       "On the cpu: none, or auto: each stage's threads on cores of their own, where there are enough");
   add(command, "device", options_.device, "auto, cpu, cuda");
@@ -204,7 +214,8 @@ void CommandLine::add_optimizer(Subcommand& command) {
   add(command, "dampening", optimizer.dampening, "sgdm: dampening");
   add(command, "weight-decay", optimizer.weight_decay, "Decay of weights (not of biases and norms)");
   add(command, "beta1", optimizer.beta1,
-      "adam, adamw, nadam, adan, lion, muon's vectors: decay of the first moment (0.9; adan 0.98)");
+      "adam, adamw, nadam, adan, lion, muon's vectors: decay of the first moment (0.9; adan 0.98; async-nag "
+      "0.99)");
   add(command, "beta2", optimizer.beta2,
       "adam, adamw, nadam, muon's vectors: decay of the second moment (0.999); lion: of its momentum (0.99); "
       "adan: of the gradients' differences (0.92)");
@@ -255,20 +266,22 @@ void CommandLine::add_simulation(Subcommand& command) {
   add(command, "link-costs", options_.links,
       "Cost of handing on one micro-batch's activation, and of its gradient on the way back");
   add(command, "costs-from", options_.costs_from,
-      "Measured costs instead: the file of --trace of one epoch with the same --stages");
+      "Measured costs instead: the file of --trace of one epoch with the same --stages, --chunks and "
+      "--micro-batches");
 }
 
 void CommandLine::add_comparison(Subcommand& command) {
   command.app->option_defaults()->group("Comparison");
   add(command, "methods", options_.methods,
       "Methods; each may go on with +NAME of a horizon, predictor or optimizer, and with +stages=N, "
-      "+micro-batches=N, +chunks=N, +delay=N: pipeoptim+paper+adam");
+      "+micro-batches=N, +chunks=N, +delay=N: pipeoptim+paper+adam; sequential and delayed have one stage "
+      "unless they say otherwise");
   add(command, "seeds", options_.seeds, "Runs of each method, with --seed, --seed + 1, ...");
   add(command, "target-loss", options_.target_loss,
       "Count the steps to this training loss (0: to one that all methods reach)");
   const std::size_t first = command.bindings.size();
   add(command, "init", options_.init, "Weights to start from (safetensors)");
-  add(command, "run-dir", options_.run_dir, "Folder for comparison.csv, .json and .html");
+  add(command, "run-dir", options_.run_dir, "Folder for config.toml and comparison.csv, .json and .html");
   add_flag(command, "overwrite", options_.overwrite, "Replace the files of an earlier run in --run-dir");
   for (std::size_t i = first + 1; i < command.bindings.size(); ++i) command.bindings[i].resolved = false;
 }
@@ -376,43 +389,90 @@ void CommandLine::refuse_extra(const Subcommand* command) const {
   throw std::invalid_argument(unknown_name("subcommand", extra, known));
 }
 
-// What the command line gave stays. Keys that belong to another subcommand are passed over, so that the
-// config of a training run serves its evaluation.
-void CommandLine::apply_config(Subcommand& command) {
-  std::vector<std::string> known;
+std::vector<std::string> CommandLine::all_names() const {
+  std::vector<std::string> names;
   for (const auto& entry : commands_) {
-    for (const Binding& binding : entry.second.bindings) known.push_back(binding.name);
+    for (const Binding& binding : entry.second.bindings) names.push_back(binding.name);
   }
-  // Cuts of the file belong to its number of stages.
-  const bool other_stages = std::any_of(
-      command.bindings.begin(), command.bindings.end(),
-      [](const Binding& binding) { return binding.name == "stages" && binding.option->count() > 0; });
-  for (const auto& [key, value] : read_config(options_.config)) {
+  return names;
+}
+
+namespace {
+
+bool gives(const std::vector<Binding>& bindings, std::span<const char* const> names) {
+  return std::any_of(bindings.begin(), bindings.end(), [names](const Binding& binding) {
+    return binding.option->count() > 0 && std::find(names.begin(), names.end(), binding.name) != names.end();
+  });
+}
+
+// Settings of a file that mean nothing without others of it: those that the command line replaces.
+std::vector<std::string> outdated_names(const std::vector<Binding>& bindings) {
+  static constexpr const char* kModel[] = {"model", "stages", "chunks"};
+  static constexpr const char* kLength[] = {"epochs"};
+  std::vector<std::string> names;
+  if (gives(bindings, kModel)) names.push_back("cuts");
+  if (gives(bindings, kLength)) names.push_back("steps");
+  return names;
+}
+
+bool changes_settings(const std::vector<Binding>& bindings) {
+  return std::any_of(bindings.begin(), bindings.end(),
+                     [](const Binding& binding) { return binding.resolved && binding.option->count() > 0; });
+}
+
+}  // namespace
+
+// What the command line gave stays. Keys that belong to another subcommand are passed over, so that the
+// config of a training run serves its evaluation. What the program chose for that run is chosen anew where
+// the command line changes it.
+void CommandLine::apply_config(Subcommand& command) {
+  const std::vector<std::string> known = all_names(), outdated = outdated_names(command.bindings);
+  const bool changed = changes_settings(command.bindings);
+  const Config config = read_config(options_.config);
+  const auto apply = [&](const auto& setting, bool given) {
+    const auto& [key, value] = setting;
     if (std::find(known.begin(), known.end(), key) == known.end()) {
       throw std::invalid_argument(options_.config + ": unknown key '" + key + "'; did you mean '" +
                                   nearest_name(key, known) + "'?");
     }
+    if (std::find(outdated.begin(), outdated.end(), key) != outdated.end()) return;
     for (const Binding& binding : command.bindings) {
       if (binding.name != key || binding.option->count() > 0) continue;
-      if (key == "cuts" && other_stages) continue;
       try {
         binding.option->add_result(value);
         binding.option->run_callback();
       } catch (const CLI::Error&) {
         throw std::invalid_argument(options_.config + ": '" + value + "' is not a value for '" + key + "'");
       }
+      if (!given) binding.option->clear();  // the value stays
     }
+  };
+  for (const auto& setting : config.given) apply(setting, true);
+  if (changed) return;
+  for (const auto& setting : config.defaults) apply(setting, false);
+}
+
+Settings CommandLine::settings() const {
+  Settings settings;
+  if (chosen_ == nullptr) return settings;
+  for (const Binding& binding : chosen_->bindings) {
+    const std::string value = binding.resolved ? binding.toml() : std::string();
+    if (!value.empty()) settings.push_back({binding.name, value});  // what has no value has a default
   }
+  return settings;
 }
 
 std::string CommandLine::resolved_config() const {
-  std::string text = "# All settings of this run; give it to pipeoptim with --config.\n";
-  if (chosen_ == nullptr) return text;
-  for (const Binding& binding : chosen_->bindings) {
-    const std::string value = binding.resolved ? binding.toml() : std::string();
-    if (!value.empty()) text += binding.name + " = " + value + "\n";  // what has no value has a default
-  }
-  return text;
+  std::string given = "# The settings of this run; give them to pipeoptim with --config.\n", defaults;
+  const auto is_given = [this](const std::string& name) {
+    return std::any_of(chosen_->bindings.begin(), chosen_->bindings.end(), [&](const Binding& binding) {
+      return binding.name == name && binding.option->count() > 0;
+    });
+  };
+  for (const auto& [name, value] : settings())
+    (is_given(name) ? given : defaults) += name + " = " + value + "\n";
+  return given + "\n# What the program chose. It chooses anew where the command line changes a setting.\n[" +
+         kDefaultsTable + "]\n" + defaults;
 }
 
 }  // namespace pipeoptim::app

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "pipeline/app/config.h"
 #include "pipeline/app/options.h"
 
 namespace pipeoptim::app {
@@ -28,8 +29,11 @@ class CommandLine {
   std::string parse(int argc, const char* const* argv);
 
   Options& options() { return options_; }
+  const Options& options() const { return options_; }
   CLI::App& app() { return app_; }
-  // All settings of the last parse, as a file for --config.
+  // All settings of the chosen subcommand by name, as they are now.
+  Settings settings() const;
+  // The same, as a file for --config.
   std::string resolved_config() const;
 
  private:
@@ -50,6 +54,7 @@ class CommandLine {
   void add_comparison(Subcommand& command);
   void add_display(Subcommand& command);
   void apply_config(Subcommand& command);
+  std::vector<std::string> all_names() const;
   [[noreturn]] void refuse_extra(const Subcommand* command) const;
 
   template <typename T>

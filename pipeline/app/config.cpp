@@ -5,8 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
-#include <sstream>
+#include <iterator>
 #include <stdexcept>
 
 #include "kernels/runtime/error.h"
@@ -37,27 +38,37 @@ std::string value_text(const std::string& path, const std::string& key, const to
   return text;
 }
 
-}  // namespace
-
-std::vector<std::pair<std::string, std::string>> read_config(const std::string& path) {
-  std::ifstream file(path);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) throw DataError("cannot read the config file " + path);
+// Of a table, in the order of the file; but for a table within it that is named so.
+Settings settings_of(const std::string& path, const toml::table& table, const std::string& but_for) {
   std::vector<std::pair<std::size_t, std::pair<std::string, std::string>>> found;
-  try {
-    const toml::table table = toml::parse(text.str(), path);
-    for (const auto& [key, node] : table) {
-      const std::string name(key.str());
-      found.push_back({node.source().begin.line, {name, value_text(path, name, node)}});
-    }
-  } catch (const toml::parse_error& error) {
-    throw std::invalid_argument(place(path, error.source()) + std::string(error.description()));
+  for (const auto& [key, node] : table) {
+    const std::string name(key.str());
+    if (name == but_for && node.is_table()) continue;
+    found.push_back({node.source().begin.line, {name, value_text(path, name, node)}});
   }
   std::stable_sort(found.begin(), found.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<std::pair<std::string, std::string>> settings;
+  Settings settings;
   for (auto& [line, setting] : found) settings.push_back(std::move(setting));
   return settings;
+}
+
+}  // namespace
+
+Config read_config(const std::string& path) {
+  std::ifstream file(path);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file.is_open() || file.bad() || std::filesystem::is_directory(path)) {
+    throw DataError("cannot read the config file " + path);
+  }
+  try {
+    const toml::table table = toml::parse(text, path);
+    const auto* defaults = table[kDefaultsTable].as_table();
+    return {settings_of(path, table, kDefaultsTable),
+            defaults == nullptr ? Settings{} : settings_of(path, *defaults, {})};
+  } catch (const toml::parse_error& error) {
+    throw std::invalid_argument(place(path, error.source()) + std::string(error.description()));
+  }
 }
 
 std::string toml_string(const std::string& text) {

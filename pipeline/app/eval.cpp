@@ -12,11 +12,17 @@ namespace pipeoptim::app {
 
 namespace {
 
-ExitCode evaluate(const Options& options, ProcessGroup* group) {
+ExitCode evaluate(const CommandLine& line, ProcessGroup* group) {
+  const Options& options = line.options();
   const Device device = group != nullptr ? own_device(options) : choose_device(options.device);
   const auto engine = make_engine(options, data_shape(options), device, false, group);
-  load_weights(*engine, options.init);
   Loader loader = make_test_loader(options, load_data(options, Split::kTest), device);
+  if (group != nullptr) {
+    Settings settings = line.settings();
+    settings.push_back({"test records", std::to_string(loader.dataset().records())});
+    require_same_settings(*group, settings);
+  }
+  load_weights(*engine, options.init);
   LoaderSource source(loader);
   loader.start_epoch(0);
   const PassResult result = engine->evaluate(source, loader.minibatches());
@@ -39,9 +45,10 @@ ExitCode evaluate(const Options& options, ProcessGroup* group) {
 
 }  // namespace
 
-ExitCode evaluate(const Options& options) {
+ExitCode evaluate(const CommandLine& line) {
+  const Options& options = line.options();
   if (options.init.empty()) throw std::invalid_argument("eval needs weights: --init FILE.safetensors");
-  return with_processes(options, [&](ProcessGroup* group) { return evaluate(options, group); });
+  return with_processes(options, [&](ProcessGroup* group) { return evaluate(line, group); });
 }
 
 }  // namespace pipeoptim::app

@@ -105,8 +105,14 @@ void name_outputs(Options& options, const Role& role) {
   if (!role.reports) options.log.clear();
 }
 
-void require_same_settings(ProcessGroup& group, const std::string& settings) {
-  const auto all = group.all_gather(std::as_bytes(std::span(settings)));
+void require_same_settings(ProcessGroup& group, const Settings& settings) {
+  std::string text;
+  for (const auto& [key, value] : settings) {
+    if (key != "threads" && key != "cpu-bind" && key != "data-dir" && key != "init") {
+      text += key + " = " + value + "\n";
+    }
+  }
+  const auto all = group.all_gather(std::as_bytes(std::span(text)));
   const std::vector<std::string> expected = lines_of(text_of(all[0]));
   for (int rank = 1; rank < group.size(); ++rank) {
     const std::vector<std::string> actual = lines_of(text_of(all[static_cast<std::size_t>(rank)]));

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/runtime/device.h"
+#include "pipeline/app/config.h"
 #include "pipeline/app/options.h"
 #include "pipeline/processes/process_group.h"
 
@@ -41,7 +42,8 @@ Device own_device(const Options& options);
 // Files that each process writes get its rank in their names: trace.json becomes trace.rank2.json.
 void name_outputs(Options& options, const Role& role);
 
-// Throws std::invalid_argument, naming rank and line, where another process has other settings than rank 0.
-void require_same_settings(ProcessGroup& group, const std::string& settings);
+// Throws std::invalid_argument, naming rank and setting, where another process has other settings than rank
+// 0, but for those that are each machine's own business: threads, folders, and the weights to start from.
+void require_same_settings(ProcessGroup& group, const Settings& settings);
 
 }  // namespace pipeoptim::app

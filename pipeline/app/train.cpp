@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
-#include <sstream>
 #include <string>
 #include <utility>
 
@@ -124,18 +123,14 @@ class Job {
     return MemoryUse{most, planned_bytes(run_.engine().stage_info())};
   }
 
-  // What has to be the same in all processes. Threads and folders are each machine's own business; whether
-  // weights are saved is not, as all take part in that.
-  std::string settings() const {
-    std::string text =
-        fmt::format("mini-batches = {}\ntest records = {}\nsave = {}\nrun-dir = {}\n", run_.minibatches(),
-                    run_.test_records(), !options_.save.empty(), !options_.run_dir.empty());
-    std::istringstream lines(line_.resolved_config());
-    for (std::string line; std::getline(lines, line);) {
-      const std::string key = line.substr(0, line.find(' '));
-      if (key != "threads" && key != "cpu-bind" && key != "data-dir" && key != "init") text += line + "\n";
-    }
-    return text;
+  // What has to be the same in all processes: also whether weights are saved, as all take part in that.
+  Settings settings() const {
+    Settings all = line_.settings();
+    all.push_back({"mini-batches", std::to_string(run_.minibatches())});
+    all.push_back({"test records", std::to_string(run_.test_records())});
+    all.push_back({"save", options_.save.empty() ? "false" : "true"});
+    all.push_back({"run-dir", options_.run_dir.empty() ? "false" : "true"});
+    return all;
   }
 
   // Several processes end where they agree to, see ProcessGroup.

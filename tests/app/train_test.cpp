@@ -178,6 +178,33 @@ TEST_F(Train, CommandLineOverridesConfigFile) {
   EXPECT_FLOAT_EQ(lines[3].at("lr").get<float>(), 0.01F);
 }
 
+// What a run chose for itself is chosen anew where its config is changed; what it was given stays.
+TEST_F(Train, AChangedConfigHasTheDefaultsOfTheChange) {
+  const std::string config = out("a/config.toml"), changed = out("b/config.toml");
+  ASSERT_EQ(run({"train", "--model", "mlp", "--hidden", "24,20,16", "--steps", "40", "--limit-test", "100",
+                 "--optimizer", "adam", "--beta2", "0.9", "--costs", "1e-7,2,3", "--run-dir", out("a")})
+                .code,
+            0);
+  const std::string given = read_text(config).substr(0, read_text(config).find("[defaults]"));
+  EXPECT_NE(given.find("beta2 = 0.9\n"), std::string::npos) << given;
+  EXPECT_NE(given.find("costs = [1e-07, 2.0, 3.0]\n"), std::string::npos) << given;
+  EXPECT_EQ(given.find("beta1"), std::string::npos) << given;
+  // Another rule, fewer steps than the warm-up had, and another number of layers than was cut.
+  ASSERT_EQ(run({"train", "--config", config, "--optimizer", "adan", "--steps", "2", "--hidden",
+                 "24,20,16,12,8", "--run-dir", out("b")})
+                .code,
+            0);
+  const std::string text = read_text(changed);
+  for (const char* setting : {"beta1 = 0.98\n", "beta2 = 0.9\n", "warmup-steps = 0\n", "steps = 2\n"}) {
+    EXPECT_NE(text.find(setting), std::string::npos) << setting << text;
+  }
+  // Passes over the data replace a number of steps.
+  ASSERT_EQ(
+      run({"train", "--config", config, "--epochs", "1", "--limit-train", "640", "--log", out("log")}).code,
+      0);
+  EXPECT_EQ(read_lines(out("log")).size(), 640U / 128 + 1);
+}
+
 // Hyper-parameters that were not given take the rule's own defaults, and the run's config tells them.
 TEST_F(Train, FillsInTheDefaultsOfItsOptimizer) {
   const std::string dir = out("lion");
