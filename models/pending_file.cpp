@@ -17,21 +17,39 @@ namespace {
   throw DataError(file.string() + ": cannot write: " + reason);
 }
 
+// A rename would replace a link or a device by a file. What the link points to need not be there.
+std::filesystem::path behind_link(std::filesystem::path target) {
+  constexpr int kMostLinks = 40;
+  std::error_code ignored;
+  for (int i = 0; i < kMostLinks && std::filesystem::is_symlink(target, ignored); ++i) {
+    target = target.parent_path() / std::filesystem::read_symlink(target, ignored);  // or absolute
+  }
+  return target;
+}
+bool is_special(const std::filesystem::path& file) {
+  std::error_code ignored;
+  return std::filesystem::exists(file, ignored) && !std::filesystem::is_regular_file(file, ignored);
+}
+
 }  // namespace
 
-PendingFile::PendingFile(const std::filesystem::path& target) : target_(target) {
-  std::error_code ignored;
-  // A rename would replace a link or a device by a file.
-  if (std::filesystem::is_symlink(target, ignored)) {
-    target_ = std::filesystem::weakly_canonical(target, ignored);
+PendingFile::PendingFile(const std::filesystem::path& target) : target_(behind_link(target)) {
+  if (!is_special(target_)) {
+    pending_ = target_;
+    pending_ += ".part-" + std::to_string(::getpid());
   }
-  if (std::filesystem::exists(target_, ignored) && !std::filesystem::is_regular_file(target_, ignored)) {
-    fail(target, "it exists and is no regular file");
-  }
-  pending_ = target_;
-  pending_ += ".part-" + std::to_string(::getpid());
-  file_ = std::fopen(pending_.c_str(), "wbe");
+  file_ = std::fopen(pending_.empty() ? target_.c_str() : pending_.c_str(), "wbe");
   if (!file_) fail(target, std::strerror(errno));
+}
+
+void PendingFile::check(const std::filesystem::path& target) {
+  const std::filesystem::path file = behind_link(target);
+  std::error_code ignored;
+  if (std::filesystem::is_directory(file, ignored)) fail(target, std::strerror(EISDIR));
+  if (std::filesystem::exists(file, ignored) && ::access(file.c_str(), W_OK) != 0) {
+    fail(target, std::strerror(errno));
+  }
+  if (!is_special(file)) PendingFile{target};  // a pipe would wait for its reader
 }
 
 PendingFile::~PendingFile() {
@@ -45,10 +63,11 @@ void PendingFile::write(const void* bytes, std::size_t count) {
 }
 
 void PendingFile::commit() {
-  const bool flushed = std::fflush(file_) == 0 && ::fsync(::fileno(file_)) == 0;
+  const bool flushed = std::fflush(file_) == 0 && (pending_.empty() || ::fsync(::fileno(file_)) == 0);
   const int reason = errno;
   const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
   if (!flushed || !closed) fail(target_, std::strerror(flushed ? errno : reason));
+  if (pending_.empty()) return;
   std::error_code status;
   std::filesystem::rename(pending_, target_, status);
   if (status) fail(target_, status.message());

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -36,6 +37,10 @@ class BatchSource {
   // Blocks until mini-batch t (counted from the start of this pass) is there; valid until release(t).
   virtual Batch acquire(std::int64_t t) = 0;
   virtual void release(std::int64_t t) = 0;
+  // Whether acquire(t) would not block, asked after `limit` at most. The engine asks first, so that a device
+  // that has failed, and releases nothing any more, is noticed; a source that never waits for a release need
+  // not tell.
+  virtual bool wait(std::int64_t /*t*/, std::chrono::milliseconds /*limit*/) { return true; }
 };
 
 // A tensor of the model by its global name.
@@ -44,7 +49,7 @@ struct ModelTensor {
   Shape shape;          // PyTorch's
   bool trained = true;  // false: state (running statistics)
   int stage = 0;
-  Initializer initializer;  // of trained tensors
+  Initializer initializer;  // first values; of a state a constant
 };
 
 struct StageMemory {  // bytes

@@ -1,14 +1,11 @@
 // Interprets one pass of a schedule: each instruction becomes stream-ordered work.
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <optional>
-#include <stdexcept>
-#include <string>
-#include <utility>
 #include <vector>
 
-#include "kernels/runtime/error.h"
 #include "kernels/runtime/range.h"
 #include "pipeline/edge.h"
 #include "pipeline/engine_core.h"
@@ -157,7 +154,10 @@ class PassRunner {
   // one go where both are here.
   void load(int k, const Instruction& instruction) {
     const int part = instruction.microbatch % schedule_.microbatches_per_update;
-    if (part == 0) batch_ = source_.acquire(instruction.minibatch);
+    if (part == 0) {
+      while (!source_.wait(instruction.minibatch, std::chrono::milliseconds(50))) core_.throw_if_failed();
+      batch_ = source_.acquire(instruction.minibatch);
+    }
     if (k == 0) load_inputs(instruction, part);
     if (core_.last_is_here()) load_labels(k, instruction, part);
     std::atomic<int>* left = &batch_parts_left_[static_cast<std::size_t>(instruction.minibatch)];

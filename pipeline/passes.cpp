@@ -1,7 +1,5 @@
 #include "pipeline/passes.h"
 
-#include <algorithm>
-#include <map>
 #include <unordered_map>
 #include <utility>
 #include <vector>

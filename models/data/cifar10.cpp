@@ -58,10 +58,16 @@ Dataset read_cifar10(const std::filesystem::path& folder, Split split) {
   dataset.mean = {0.4914F, 0.4822F, 0.4465F};
   dataset.deviation = {0.2470F, 0.2435F, 0.2616F};
   append_records(place / first, dataset);
+  std::filesystem::path missing;
   for (int batch = 2; split == Split::kTrain && batch <= 5; ++batch) {
     const auto file = place / ("data_batch_" + std::to_string(batch) + ".bin");
-    if (!std::filesystem::exists(file)) continue;
-    append_records(file, dataset);
+    if (!std::filesystem::exists(file)) {
+      missing = file;
+    } else if (missing.empty()) {
+      append_records(file, dataset);
+    } else {
+      throw DataError(missing.string() + ": no such file, but " + file.filename().string() + " is there");
+    }
   }
   return dataset;
 }

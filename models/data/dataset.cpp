@@ -87,7 +87,13 @@ Dataset load_dataset(const std::string& name, const std::string& folder, Split s
   if (name != "fashion-mnist" && name != "mnist") {
     throw std::invalid_argument(unknown_name("data set", name, kNames));
   }
-  Dataset dataset = read_idx_pair(find_folder(name, folder), split, 10);
+  const std::filesystem::path place = find_folder(name, folder);
+  Dataset dataset = read_idx_pair(place, split, 10);
+  constexpr std::int64_t kSide = 28;
+  if (dataset.height != kSide || dataset.width != kSide) {
+    throw DataError(place.string() + ": images of " + name + " have 28 x 28 pixels, these " +
+                    std::to_string(dataset.height) + " x " + std::to_string(dataset.width));
+  }
   dataset.name = name;
   dataset.mean = {name == "mnist" ? 0.1307F : 0.2860F};
   dataset.deviation = {name == "mnist" ? 0.3081F : 0.3530F};

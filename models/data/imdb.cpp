@@ -1,7 +1,6 @@
 #include "models/data/imdb.h"
 
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <map>
 #include <optional>

@@ -72,15 +72,25 @@ void Loader::start_epoch(std::int64_t epoch) {
   wanted_.notify_all();
 }
 
-LoadedBatch Loader::acquire(std::int64_t t) {
-  std::unique_lock lock(mutex_);
+void Loader::require_startable(std::int64_t t) const {
   if (generation_ == 0) throw std::logic_error("a loader was asked for a mini-batch before start_epoch");
   if (t < 0 || t >= minibatches_) {
     throw std::logic_error("mini-batch " + std::to_string(t) + " of an epoch that has " +
                            std::to_string(minibatches_));
   }
-  ready_.wait(lock, [&] { return slot(t).minibatch == t && slot(t).ready; });
+}
+
+LoadedBatch Loader::acquire(std::int64_t t) {
+  std::unique_lock lock(mutex_);
+  require_startable(t);
+  ready_.wait(lock, [&] { return is_ready(t); });
   return {inputs_of(t), labels_of(t)};
+}
+
+bool Loader::wait(std::int64_t t, std::chrono::milliseconds limit) {
+  std::unique_lock lock(mutex_);
+  require_startable(t);
+  return ready_.wait_for(lock, limit, [&] { return is_ready(t); });
 }
 
 void Loader::release(std::int64_t t) {

@@ -64,6 +64,8 @@ class Loader {
   // start_epoch and past the last mini-batch.
   LoadedBatch acquire(std::int64_t t);
   void release(std::int64_t t);
+  // Whether acquire(t) would not block, as soon as it is so, or after `limit`.
+  bool wait(std::int64_t t, std::chrono::milliseconds limit);
 
  private:
   struct Slot {
@@ -71,6 +73,9 @@ class Loader {
     bool ready = false;
   };
 
+  // Throws as acquire() does.
+  void require_startable(std::int64_t t) const;
+  bool is_ready(std::int64_t t) { return slot(t).minibatch == t && slot(t).ready; }
   Slot& slot(std::int64_t t) { return slots_[static_cast<std::size_t>(t % options_.depth)]; }
   float* inputs_of(std::int64_t t) const;
   std::int32_t* labels_of(std::int64_t t) const;

@@ -153,7 +153,7 @@ class Study {
     Contender& contender = comparison_.contenders[index];
     TrainingRun run(options, device_, data_, make_engine(options, shape_, device_));
     run.set_first_weights();
-    if (started_++ == 0) keep_config(options);
+    if (started_++ == 0) options_.lr = options.lr;  // the same in every run, and settled with the first
     if (!silent()) {
       fmt::print("{}, seed {} (run {} of {})\n", contender.label, seed, started_,
                  settings_.size() * static_cast<std::size_t>(options_.seeds));
@@ -193,20 +193,16 @@ class Study {
     return true;
   }
 
-  // The schedule of learning rates is the same in every run, and settled with the first.
-  void keep_config(const Options& settled) {
-    options_.lr = settled.lr;
-    if (directory_.used()) write_text(directory_.config(), line_.resolved_config());
-  }
-
   // After every run, so that a long comparison never loses more than one.
   void report() {
     comparison_.target_loss =
         options_.target_loss > 0 ? options_.target_loss : common_loss(comparison_.contenders);
     if (!directory_.used()) return;
+    if (!reported_) write_text(directory_.config(), line_.resolved_config());
     write_text(directory_.comparison("csv"), comparison_csv(comparison_));
     write_text(directory_.comparison("json"), comparison_json(comparison_));
     write_text(directory_.comparison("html"), comparison_page(comparison_));
+    reported_ = true;
   }
 
   void show() const {
@@ -215,7 +211,7 @@ class Study {
       return;
     }
     fmt::print("{}{}", silent() ? "" : "\n", comparison_table(comparison_));
-    if (silent() || !directory_.used()) return;
+    if (silent() || !directory_.used() || !reported_) return;
     for (const char* form : {"csv", "json", "html"}) fmt::print("{}\n", directory_.comparison(form));
   }
 
@@ -228,6 +224,7 @@ class Study {
   RunData data_;
   Comparison comparison_;
   std::size_t started_ = 0;
+  bool reported_ = false;
 };
 
 }  // namespace

@@ -1,8 +1,8 @@
 #include "pipeline/app/interrupt.h"
 
+#include <array>
 #include <atomic>
-#include <csignal>
-#include <initializer_list>
+#include <cstddef>
 
 namespace pipeoptim::app {
 namespace {
@@ -11,24 +11,33 @@ namespace {
 std::atomic<bool> interrupted = false;
 static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler");
 
-void note(int) { interrupted = true; }
+constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
 
-void handle(void (*handler)(int), int flags) {
+// Whichever of the signals comes next ends the program.
+void note(int) {
+  interrupted = true;
   struct sigaction action {};
-  action.sa_handler = handler;
-  action.sa_flags = flags;
-  sigemptyset(&action.sa_mask);
-  for (const int signal : {SIGINT, SIGTERM}) sigaction(signal, &action, nullptr);
+  action.sa_handler = SIG_DFL;
+  for (const int signal : kSignals) sigaction(signal, &action, nullptr);
 }
 
 }  // namespace
 
 InterruptGuard::InterruptGuard() {
   interrupted = false;
-  handle(note, static_cast<int>(SA_RESETHAND | SA_RESTART));
+  struct sigaction action {};
+  action.sa_handler = note;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    sigaction(kSignals[i], nullptr, &before_[i]);
+    if (before_[i].sa_handler != SIG_IGN) sigaction(kSignals[i], &action, nullptr);
+  }
 }
 
-InterruptGuard::~InterruptGuard() { handle(SIG_DFL, 0); }
+InterruptGuard::~InterruptGuard() {
+  for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
+}
 
 bool InterruptGuard::asked() { return interrupted; }
 

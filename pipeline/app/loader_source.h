@@ -16,6 +16,7 @@ class LoaderSource final : public BatchSource {
     return {batch.inputs, batch.labels};
   }
   void release(std::int64_t t) override { loader_.release(t); }
+  bool wait(std::int64_t t, std::chrono::milliseconds limit) override { return loader_.wait(t, limit); }
 
  private:
   Loader& loader_;

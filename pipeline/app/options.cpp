@@ -1,5 +1,7 @@
 #include "pipeline/app/options.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -26,9 +28,12 @@ void require_known(const char* what, const std::string& name, std::span<const st
 template <typename T>
 void require(bool holds, const char* option, T value, const char* range) {
   if (holds) return;
-  std::string number = std::to_string(value);
-  if (number.find('.') != std::string::npos) number.erase(number.find_last_not_of('0') + 1);
-  throw std::invalid_argument(std::string(option) + " is " + number + "; it must be " + range);
+  throw std::invalid_argument(fmt::format("{} is {}; it must be {}", option, value, range));
+}
+
+template <typename T>
+void require_range(const char* option, T value, T least, T most) {
+  require(value >= least && value <= most, option, value, fmt::format("{} to {}", least, most).c_str());
 }
 
 void require_factor(const char* option, double value) {
@@ -94,16 +99,21 @@ void validate_optimizer(const Options& options) {
   }
 }
 
+// More than anybody has use for, and products of any two do not overflow.
+constexpr int kMost = 100'000, kMostValues = 1 << 24, kMostPasses = 1'000'000'000;
+constexpr std::int64_t kMostSteps = 1'000'000'000'000;
+
 void validate_sizes(const Options& options) {
-  require(options.stages >= 1 && options.stages <= 100000, "--stages", options.stages, "1 to 100000");
+  require_range("--stages", options.stages, 1, kMost);
   require(options.devices >= 0, "--devices", options.devices, "0 or more");
   require(options.rank >= Options::kNoRank, "--rank", options.rank, "0 or more");
   require(options.world_size >= 0, "--world-size", options.world_size, "1 or more");
   require(options.rendezvous_timeout >= 1, "--rendezvous-timeout", options.rendezvous_timeout,
           "1 second or more");
-  require(options.micro_batches >= 1, "--micro-batches", options.micro_batches, "1 or more");
-  require(options.chunks >= 0, "--chunks", options.chunks, "1 or more (0: the method's default)");
-  require(options.delay >= 0, "--delay", options.delay, "0 or more");
+  require_range("--micro-batches", options.micro_batches, 1, kMost);
+  require(options.chunks >= 0 && options.chunks <= 1000, "--chunks", options.chunks,
+          "1 to 1000 (0: the method's default)");
+  require_range("--delay", options.delay, 0, kMost);
   require(options.activation_limit >= 0, "--activation-limit", options.activation_limit, "0 or more");
   require(options.costs.size() == 3, "--costs", options.costs.size(), "three numbers long");
   for (const double cost : options.costs)
@@ -113,30 +123,30 @@ void validate_sizes(const Options& options) {
   require_finite("--update-cost", options.update_cost);
   require(options.mini_batches >= 1 && options.mini_batches <= 1000000000, "--mini-batches",
           options.mini_batches, "1 or more");
-  require(options.seeds >= 1, "--seeds", options.seeds, "1 or more");
+  require_range("--seeds", options.seeds, 1, kMost);
   require_finite("--target-loss", options.target_loss);
   require(options.pipemare_anneal >= -1, "--pipemare-anneal", options.pipemare_anneal, "0 or more");
   require_factor("--pipemare-decay", options.pipemare_decay);
-  require(options.threads >= 1, "--threads", options.threads, "1 or more");
-  require(options.batch_size >= 1, "--batch-size", options.batch_size, "1 or more");
-  require(options.epochs >= 1, "--epochs", options.epochs, "1 or more");
-  require(options.steps >= 0, "--steps", options.steps, "1 or more (0: whole epochs)");
+  require_range("--threads", options.threads, 1, kMost);
+  require_range<std::int64_t>("--batch-size", options.batch_size, 1, kMostValues);
+  require_range<std::int64_t>("--epochs", options.epochs, 1, kMostPasses);
+  require(options.steps >= 0 && options.steps <= kMostSteps, "--steps", options.steps,
+          "1 to 1000000000000 (0: whole epochs)");
   require(options.eval_every >= 0, "--eval-every", options.eval_every, "0 (at the end only) or more");
   require(options.limit_train >= 0, "--limit-train", options.limit_train, "0 (all) or more");
   require(options.limit_test >= 0, "--limit-test", options.limit_test, "0 (all) or more");
-  require(options.width >= 1, "--width", options.width, "1 or more");
-  require(options.layers >= 1, "--layers", options.layers, "1 or more");
-  require(options.features >= 1, "--features", options.features, "1 or more");
-  require(options.heads >= 1, "--heads", options.heads, "1 or more");
-  require(options.sequence_length >= 1, "--sequence-length", options.sequence_length, "1 or more");
-  require(options.vocabulary >= 3 && options.vocabulary <= 1 << 24, "--vocabulary", options.vocabulary,
-          "3 to 16777216");
+  require_range<std::int64_t>("--width", options.width, 1, kMostValues);
+  require_range<std::int64_t>("--layers", options.layers, 1, kMost);
+  require_range<std::int64_t>("--features", options.features, 1, kMostValues);
+  require_range<std::int64_t>("--heads", options.heads, 1, kMostValues);
+  require_range<std::int64_t>("--sequence-length", options.sequence_length, 1, kMostValues);
+  require_range<std::int64_t>("--vocabulary", options.vocabulary, 3, kMostValues);
   if (options.model == "gpt" && options.features % options.heads != 0) {
     throw std::invalid_argument("--features " + std::to_string(options.features) +
                                 " cannot be divided into --heads " + std::to_string(options.heads));
   }
   for (const std::int64_t width : options.hidden)
-    require(width >= 1, "--hidden", width, "1 or more for each layer");
+    require_range<std::int64_t>("a width of --hidden", width, 1, kMostValues);
   const int stages = model_stages(options);
   if (!options.cuts.empty() && static_cast<int>(options.cuts.size()) != stages - 1) {
     throw std::invalid_argument("--cuts names " + std::to_string(options.cuts.size()) + " cuts, but " +

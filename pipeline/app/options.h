@@ -1,4 +1,4 @@
-// Everything the user can ask for, as plain values. Names, help texts and defaults are in options.cpp.
+// Everything the user can ask for, as plain values. Names and help texts are in command_line.cpp.
 #pragma once
 
 #include <cstdint>

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "kernels/runtime/error.h"
+#include "models/pending_file.h"
 
 namespace pipeoptim::app {
 namespace {
@@ -39,30 +40,10 @@ void check_writable(const std::string& path) {
   if (fs::exists(path, ignored) ? !writable(path) : !writable(folder)) refuse(path, errno);
 }
 
-void write_atomically(const std::string& path, const std::function<void(const std::string&)>& write) {
-  std::error_code ignored;
-  // A device or pipe cannot be replaced by a file.
-  if (fs::exists(path, ignored) && !fs::is_regular_file(path, ignored)) return write(path);
-  const std::string temporary = path + ".part" + std::to_string(getpid());
-  try {
-    write(temporary);
-    std::error_code failed;
-    fs::rename(temporary, path, failed);
-    if (failed) refuse(path, failed.value());
-  } catch (...) {
-    fs::remove(temporary, ignored);
-    throw;
-  }
-}
-
 void write_text(const std::string& path, const std::string& text) {
-  write_atomically(path, [&](const std::string& place) {
-    errno = 0;
-    std::ofstream file(place, std::ios::binary);
-    file << text;
-    file.close();
-    if (!file) refuse(path, errno == 0 ? EIO : errno);
-  });
+  PendingFile file(path);
+  file.write(text.data(), text.size());
+  file.commit();
 }
 
 LineFile::LineFile(const std::string& path) : path_(path) {
@@ -106,11 +87,16 @@ RunDirectory::RunDirectory(std::string path, bool overwrite) : path_(std::move(p
   }
 }
 
-void RunDirectory::create() {
-  if (path_.empty()) return;
+void RunDirectory::make_folder() const {
   std::error_code failed;
   fs::create_directories(path_, failed);
   if (failed) refuse(path_, failed.value());
+}
+
+void RunDirectory::create() const {
+  if (path_.empty()) return;
+  make_folder();
+  std::error_code failed;
   for (const std::string& earlier : earlier_files()) fs::remove(earlier, failed);
 }
 

@@ -3,27 +3,24 @@
 
 #include <chrono>
 #include <fstream>
-#include <functional>
 #include <string>
 #include <vector>
 
 namespace pipeoptim::app {
 
-// Throws DataError, naming the path and the reason, when a file could not be written there. Creates nothing.
+// Throws DataError, naming the path and the reason, when no file could grow there. Creates nothing.
 void check_writable(const std::string& path);
 
-// Calls write(temporary path) and moves the file into place; on failure nothing is left behind.
-void write_atomically(const std::string& path, const std::function<void(const std::string&)>& write);
+// A file that appears whole or not at all.
 void write_text(const std::string& path, const std::string& text);
 
-// A file of lines that grows as it goes: at most a second of it is unwritten.
+// A file of lines that grows as it goes, and is brought up to date once a second while lines come.
 class LineFile {
  public:
   explicit LineFile(const std::string& path);
   // Throws DataError when the disk refuses.
   void write(const std::string& line);
   void flush();
-  const std::string& path() const { return path_; }
 
  private:
   std::string path_;
@@ -31,13 +28,15 @@ class LineFile {
   std::chrono::steady_clock::time_point flushed_ = std::chrono::steady_clock::now();
 };
 
-// The folder of one run. Making the object checks and creates nothing; create() makes the folder.
+// The folder of one run. Making the object checks and creates nothing.
 class RunDirectory {
  public:
   // Throws DataError when it cannot be used: not writable, not a folder, or holding an earlier run while
   // `overwrite` was not given.
   RunDirectory(std::string path, bool overwrite);
-  void create();
+  void make_folder() const;
+  // Makes the folder, and takes an earlier run's files out of it.
+  void create() const;
 
   bool used() const { return !path_.empty(); }
   std::string config() const { return file("config.toml"); }

@@ -1,4 +1,5 @@
-// `pipeoptim plan`: what a training run would need, without reading data or training.
+// `pipeoptim plan`: what a training run would need, without training (of running text the file is read: its
+// vocabulary).
 #include <fmt/format.h>
 
 #include <algorithm>

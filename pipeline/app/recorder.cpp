@@ -7,6 +7,7 @@
 #include <map>
 #include <stdexcept>
 
+#include "models/pending_file.h"
 #include "pipeline/app/records.h"
 #include "pipeline/app/setup.h"
 
@@ -19,12 +20,17 @@ constexpr std::size_t kMostSpans = 500'000;  // a trace of about 50 MB
 
 Recorder::Recorder(const Options& options, const Role& role)
     : options_(options), role_(role), directory_(options.run_dir, options.overwrite) {
+  for (const std::string* path : {&options.save, &options.trace}) {
+    if (!path->empty()) PendingFile::check(*path);
+  }
+  for (const std::string* path : {&options.log, &options.version_trace}) {
+    if (!path->empty()) check_writable(*path);
+  }
   std::map<std::string, const char*> taken;
   for (const auto& [name, path] :
        {std::pair{"--log", &options.log}, std::pair{"--version-trace", &options.version_trace},
         std::pair{"--trace", &options.trace}, std::pair{"--save", &options.save}}) {
     if (path->empty()) continue;
-    check_writable(*path);
     const std::string place = std::filesystem::weakly_canonical(*path).string();
     const auto [other, is_new] = taken.emplace(place, name);
     if (!is_new && *path != "/dev/null") {
@@ -46,6 +52,7 @@ void Recorder::open(const std::string& resolved_config) {
     if (!options_.log.empty()) create(log_, options_.log);
     if (!options_.version_trace.empty()) create(versions_, options_.version_trace);
     if (!directory_.used()) return;
+    if (role_.saves) directory_.make_folder();
     if (!role_.reports) return;
     directory_.create();
     created_.push_back(directory_.config());

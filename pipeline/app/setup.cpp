@@ -1,7 +1,6 @@
 #include "pipeline/app/setup.h"
 
 #include <algorithm>
-#include <numeric>
 #include <stdexcept>
 #include <utility>
 

@@ -24,12 +24,12 @@ constexpr Launcher kLaunchers[] = {{"RANK", "WORLD_SIZE", "LOCAL_RANK"},
                                    kPmi,
                                    {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"}};
 
-int parse_number(const std::string& what, const std::string& text, int largest) {
+int parse_number(const std::string& what, const std::string& text, int smallest, int largest) {
   int value = -1;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || value < 0 || value > largest) {
-    throw std::invalid_argument(what + " is '" + text + "'; it must be a number from 0 to " +
-                                std::to_string(largest));
+  if (error != std::errc{} || end != text.data() + text.size() || value < smallest || value > largest) {
+    throw std::invalid_argument(what + " is '" + text + "'; it must be a number from " +
+                                std::to_string(smallest) + " to " + std::to_string(largest));
   }
   return value;
 }
@@ -37,7 +37,7 @@ int parse_number(const std::string& what, const std::string& text, int largest) 
 std::optional<int> from_environment(const char* name) {
   const char* text = std::getenv(name);
   if (text == nullptr || *text == '\0') return std::nullopt;
-  return parse_number(name, text, 1'000'000);
+  return parse_number(name, text, 0, 1'000'000);
 }
 
 }  // namespace
@@ -85,10 +85,11 @@ MeetingPlace find_meeting_place(const std::string& option) {
           "several processes need a place to meet: --rendezvous tcp:HOST:PORT (of rank 0), file:PATH or mpi, "
           "or the variables MASTER_ADDR and MASTER_PORT");
     }
-    place.address = {host, static_cast<std::uint16_t>(parse_number("MASTER_PORT", port, kLargestPort))};
     // torchrun's agent may listen at this port itself and says so.
-    const char* taken = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
-    if (taken != nullptr && std::strcmp(taken, "True") == 0) ++place.address.port;
+    const char* store = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
+    const int taken = store != nullptr && std::strcmp(store, "True") == 0 ? 1 : 0;
+    const int given = parse_number("MASTER_PORT", port, 1, kLargestPort - taken);
+    place.address = {host, static_cast<std::uint16_t>(given + taken)};
     return place;
   }
   if (option == "mpi") {
@@ -108,8 +109,8 @@ MeetingPlace find_meeting_place(const std::string& option) {
                                 "'; it must be tcp:HOST:PORT, file:PATH or mpi");
   }
   const std::string port = option.substr(colon + 1);
-  place.address = {option.substr(4, colon - 4),
-                   static_cast<std::uint16_t>(parse_number("the port of --rendezvous", port, kLargestPort))};
+  place.address = {option.substr(4, colon - 4), static_cast<std::uint16_t>(parse_number(
+                                                    "the port of --rendezvous", port, 1, kLargestPort))};
   return place;
 }
 

@@ -3,9 +3,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <random>
 #include <sstream>
@@ -90,14 +90,13 @@ class MeetingFile {
   MeetingFile(std::string path, const Announcement& announcement) : path_(std::move(path)) {
     if (path_.empty()) return;
     const std::string temporary = path_ + ".part" + std::to_string(getpid());
-    {
-      std::ofstream file(temporary);
-      file << to_text(announcement);
-      if (!file.flush()) throw DeviceError("writing the meeting file " + path_, "cannot write there");
-    }
-    if (std::rename(temporary.c_str(), path_.c_str()) != 0) {
-      throw DeviceError("writing the meeting file " + path_, std::generic_category().message(errno));
-    }
+    std::ofstream file(temporary);
+    file << to_text(announcement);
+    file.close();
+    if (file && std::rename(temporary.c_str(), path_.c_str()) == 0) return;
+    const std::string reason = std::generic_category().message(errno);
+    static_cast<void>(std::remove(temporary.c_str()));
+    throw DeviceError("writing the meeting file " + path_, reason);
   }
   ~MeetingFile() {
     if (!path_.empty()) static_cast<void>(std::remove(path_.c_str()));

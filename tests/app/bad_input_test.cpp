@@ -71,7 +71,10 @@ TEST_F(BadInput, ImpossibleNumbers) {
   expect_refused(refused({"--micro-batches", "3"}), 2, {"32", "3", "micro-batches"});
   expect_refused(refused({"--batch-size", "0"}), 2, {"--batch-size"});
   expect_refused(refused({"--batch-size", "64", "--limit-train", "50"}), 2, {"64", "50"});
-  expect_refused(refused({"--lr", "-1"}), 2, {"--lr", "-1"});
+  expect_refused(refused({"--lr", "-1"}), 2, {"--lr is -1;"});
+  expect_refused(refused({"--eps", "-1e-9"}), 2, {"--eps is -1e-09;"});
+  expect_refused(refused({"--epochs", "4000000000000000000"}), 2, {"--epochs", "1 to 1000000000"});
+  expect_refused(refused({"--steps", "4000000000000000000"}), 2, {"--steps"});
   expect_refused(refused({"--lr", "nan"}), 2, {"--lr", "nan"});
   expect_refused(refused({"--beta2", "1"}), 2, {"--beta2", "1"});
   expect_refused(refused({"--beta3", "1"}), 2, {"--beta3", "1"});
@@ -88,8 +91,21 @@ TEST_F(BadInput, ImpossibleNumbers) {
   expect_refused(run({"eval"}), 2, {"--init"});
 }
 
+// A library's threads would wait for ever for those that OpenMP does not give.
+TEST_F(BadInput, FewerThreadsThanAreAskedFor) {
+  for (const char* limit : {"OMP_THREAD_LIMIT=1", "OMP_MAX_ACTIVE_LEVELS=0"}) {
+    const auto arguments = small({"--stages", "1", "--threads", "2", "--save", out("save")});
+    const std::string name(limit, std::strchr(limit, '='));
+    expect_refused(finish(start(arguments, {limit})), 2, {"2 threads", name});
+  }
+  EXPECT_EQ(finish(start(small({"--stages", "1"}), {"OMP_THREAD_LIMIT=1"})).code, 0);
+}
+
 TEST_F(BadInput, ConfigFiles) {
   expect_refused(refused({"--config", file_with("a.toml", "stagess = 2\n")}), 2, {"stagess", "'stages'"});
+  expect_refused(run({"train", "--config", file_with("e.toml", "[defaults]\nstagess = 2\n")}), 2,
+                 {"stagess", "'stages'"});
+  EXPECT_EQ(train({"--config", file_with("empty.toml", "")}).code, 0);
   expect_refused(refused({"--config", file_with("b.toml", "model = \"mlp\"\nepochs = [[1]]\n")}), 2,
                  {"epochs"});
   expect_refused(refused({"--config", file_with("c.toml", "epochs = \n")}), 2, {"c.toml:1"});
@@ -146,6 +162,10 @@ TEST_F(BadInput, UnwritableOutputsAreFoundBeforeTraining) {
   expect_refused(train({"--run-dir", file_with("file", "")}), 1, {"cannot write"});
   expect_refused(train({"--log", out("x"), "--save", out("x")}), 2, {"--log", "--save"});
   if (geteuid() != 0) expect_refused(train({"--log", "/proc/version"}), 1, {"cannot write"});
+  // What is written as a whole needs the folder behind a link.
+  fs::create_symlink(scratch("no/such/weights"), scratch("link"));
+  expect_refused(train({"--save", scratch("link"), "--epochs", "100"}), 1, {"link", "cannot write"});
+  EXPECT_EQ(train({"--save", "/dev/null"}).code, 0);
 }
 
 TEST_F(BadInput, CudaWithoutADevice) {

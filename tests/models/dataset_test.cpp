@@ -84,6 +84,13 @@ TEST(Idx, TellsLabelsThatDoNotFit) {
   expect_mentions(fewer.error(), {"4 labels", "found 3"});
 }
 
+TEST(Idx, TellsImagesThatAreNotThoseOfTheDataSet) {
+  SmallIdx files;
+  files.read();
+  expect_mentions(message_of<DataError>([&] { load_dataset("mnist", files.folder.path(), Split::kTrain); }),
+                  {"28 x 28", "2 x 3"});
+}
+
 TEST(Idx, TellsMissingFiles) {
   TemporaryFolder folder;
   expect_mentions(message_of<DataError>([&] { read_idx_pair(folder.path(), Split::kTest, 10); }),
@@ -163,6 +170,9 @@ TEST(Cifar10, TellsBadFiles) {
   foreign[3073] = 10;
   write_file(folder / "data_batch_1.bin", foreign);
   expect_mentions(error(), {"label from 0 to 9", "found 10", "byte 3073"});
+  write_file(folder / "data_batch_1.bin", small_cifar());
+  write_file(folder / "data_batch_3.bin", small_cifar());
+  expect_mentions(error(), {"data_batch_2.bin", "no such file", "data_batch_3.bin"});
 }
 
 TEST(Cifar10, ReadsRealRecords) {

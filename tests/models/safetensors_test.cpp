@@ -150,7 +150,8 @@ TEST(Safetensors, LeavesNoPartialFile) {
                   {"no/such/f", "cannot write"});
   expect_mentions(message_of<DataError>([&] { write_safetensors(folder.path(), tensors); }),
                   {"cannot write"});
-  expect_mentions(message_of<DataError>([&] { write_safetensors("/dev/null", tensors); }), {"/dev/null"});
+  EXPECT_NO_THROW(write_safetensors("/dev/null", tensors));
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
   write_safetensors(folder / "f", tensors);
   write_safetensors(folder / "f", tensors);  // replaces
   std::filesystem::create_symlink(folder / "f", folder / "link");

@@ -5,13 +5,18 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "kernels/runtime/buffer.h"
 #include "kernels/runtime/error.h"
+#include "layers/linear.h"
+#include "layers/softmax_cross_entropy.h"
 #include "pipeline/methods.h"
 #include "tests/support/bf16.h"
 #include "tests/support/small_mlp.h"
@@ -403,6 +408,54 @@ TEST(Engine, NonFiniteLossStopsTraining) {
     EXPECT_NE(std::string(error.what()).find("step 5"), std::string::npos) << error.what();
   }
   for (const float value : all_weights(*engine)) ASSERT_TRUE(std::isfinite(value));  // the guard held
+}
+
+// Its second forward fails, as a device may.
+class Failing final : public Layer {
+ public:
+  std::string describe() const override { return "failing"; }
+  LayerPlan plan(Device, int, const Shape& input) override {
+    LayerPlan plan;
+    plan.output = input;
+    plan.needs = Needs::kNothing;
+    return plan;
+  }
+  void forward(const ForwardContext& context) const override {
+    context.stream.submit([left = left_.get()] {
+      if (left->fetch_sub(1) == 1) throw std::runtime_error("the device is gone");
+    });
+  }
+  void backward_input(const BackwardContext& context) const override {
+    context.stream.fill_zero(context.input_gradient.data, context.input_gradient.bytes());
+  }
+
+ private:
+  std::unique_ptr<std::atomic<int>> left_ = std::make_unique<std::atomic<int>>(2);
+};
+
+// Gets nothing back after the first mini-batches, and so has no more to give.
+class Stopping final : public BatchSource {
+ public:
+  explicit Stopping(RandomBatches& batches) : batches_(batches) {}
+  Batch acquire(std::int64_t t) override { return batches_.acquire(t); }
+  void release(std::int64_t) override {}
+  bool wait(std::int64_t t, std::chrono::milliseconds) override { return t < 3; }
+
+ private:
+  RandomBatches& batches_;
+};
+
+TEST(Engine, AFailureEndsTheWaitForData) {
+  RandomBatches batches(kSteps, 8, 12, 12);
+  Stopping source(batches);
+  std::vector<std::vector<NamedLayer>> stages(2);
+  stages[0].push_back({"0", std::make_unique<Linear>(12, 12)});
+  stages[1].push_back({"1", std::make_unique<Failing>()});
+  Engine engine(config_for("pipeoptim"), std::move(stages), std::make_unique<SoftmaxCrossEntropy>(), {8, 12});
+  TrainPass pass;
+  pass.minibatches = kSteps;
+  pass.learning_rate = [](std::int64_t) { return 0.01F; };
+  EXPECT_THROW(engine.train(source, pass), std::runtime_error);
 }
 
 TEST(Engine, RefusesImpossibleNumbers) {

@@ -91,7 +91,8 @@ TEST_F(Identity, MeetingPlaces) {
   EXPECT_EQ(find_meeting_place("file:/tmp/x:1").file, "/tmp/x:1");
   EXPECT_EQ(find_meeting_place("tcp:node1:29500").address.host, "node1");
   EXPECT_EQ(find_meeting_place("tcp:node1:29500").address.port, 29500);
-  for (const char* wrong : {"", "node1:29500", "tcp:node1", "tcp::1", "tcp:a:b", "tcp:a:70000", "file:"}) {
+  for (const char* wrong :
+       {"", "node1:29500", "tcp:node1", "tcp::1", "tcp:a:b", "tcp:a:70000", "tcp:a:0", "file:"}) {
     EXPECT_THROW(find_meeting_place(wrong), std::invalid_argument) << wrong;
   }
   set("MASTER_ADDR", "node2");
@@ -100,6 +101,8 @@ TEST_F(Identity, MeetingPlaces) {
   EXPECT_EQ(find_meeting_place("").address.port, 1000);
   set("TORCHELASTIC_USE_AGENT_STORE", "True");
   EXPECT_EQ(find_meeting_place("").address.port, 1001);
+  set("MASTER_PORT", "65535");
+  EXPECT_THROW(find_meeting_place(""), std::invalid_argument);
 }
 
 TEST_F(Identity, MpiIsAMeetingPlaceWhereItIsBuiltIn) {
