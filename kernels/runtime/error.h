@@ -1,5 +1,5 @@
-// The three kinds of errors: std::invalid_argument (the caller's), std::logic_error (a broken invariant of
-// ours) and DeviceError (a vendor library or the machine refused).
+// The four kinds of errors: std::invalid_argument (the caller's), std::logic_error (a broken invariant of
+// ours), DeviceError (a vendor library or the machine refused) and DataError (bad data from outside).
 #pragma once
 
 #include <source_location>
