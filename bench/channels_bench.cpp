@@ -83,7 +83,7 @@ class StageChannel {
     if (core_.here(0)) {
       compute(0).wait(lane(0).output_consumed[from]);
       compute(0).record(lane(0).output_ready[from]);
-      core_.activation_edges[0]->send({.op = Op::kSendActivation, .microbatch = i, .slot = from}, *recorder_);
+      core_.activation_edges[0]->send({.op = Op::kSendActivation, .microbatch = i, .slot = from});
     }
     if (core_.here(1)) {
       core_.activation_edges[0]->receive({.op = Op::kReceiveActivation, .microbatch = i, .slot = to},
@@ -98,7 +98,7 @@ class StageChannel {
     if (core_.here(1)) {
       compute(1).wait(lane(1).input_gradient_consumed[from]);
       compute(1).record(lane(1).input_gradient_ready[from]);
-      core_.gradient_edges[1]->send({.op = Op::kSendGradient, .microbatch = i, .slot = from}, *recorder_);
+      core_.gradient_edges[1]->send({.op = Op::kSendGradient, .microbatch = i, .slot = from});
     }
     if (core_.here(0)) {
       core_.gradient_edges[1]->receive({.op = Op::kReceiveGradient, .microbatch = i, .slot = to}, *recorder_);

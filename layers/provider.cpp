@@ -54,13 +54,6 @@ std::string stored(const ElementTypes& types) {
   return input && output ? " in and out" : input ? " in" : " out";
 }
 
-template <typename Enumeration>
-Enumeration value_named(const char* kind, const std::string& name, const std::vector<std::string>& names) {
-  const auto found = std::find(names.begin(), names.end(), name);
-  if (found == names.end()) throw std::invalid_argument(unknown_name(kind, name, names));
-  return static_cast<Enumeration>(found - names.begin());
-}
-
 void check_types(MatrixPrecision precision, const ElementTypes& types, const std::string& what) {
   if (precision == MatrixPrecision::kBf16 || types == ElementTypes{}) return;
   throw std::invalid_argument(what + ": only products in bf16 have tensors in bf16");

@@ -1,7 +1,6 @@
 #include "models/partition.h"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 #include <stdexcept>
 #include <utility>
@@ -80,32 +79,19 @@ Cuts balanced_cuts(std::span<const double> costs, int stages) {
   return cuts;
 }
 
-Cuts parse_cuts(std::string_view text, int stages, std::size_t layers) {
-  const std::string quoted = "cuts '" + std::string(text) + "'";
+Cuts checked_cuts(std::span<const int> given, std::size_t layers) {
   Cuts cuts;
-  for (std::string_view rest = text; !text.empty();) {
-    const std::size_t comma = rest.find(',');
-    const std::string_view word = rest.substr(0, comma);
-    std::size_t value = 0;
-    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
-    if (error != std::errc() || end != word.data() + word.size()) {
-      throw std::invalid_argument(quoted + ": '" + std::string(word) + "' is not a layer's number");
+  for (const int cut : given) {
+    const std::string what = "cut " + std::to_string(cut);
+    if (cut < 1 || static_cast<std::size_t>(cut) >= layers) {
+      throw std::invalid_argument(what + " is not between 1 and " + std::to_string(layers - 1) +
+                                  ", the numbers of the layers after the first");
     }
-    if (value == 0 || value >= layers) {
-      throw std::invalid_argument(quoted + ": " + std::string(word) + " is not between 1 and " +
-                                  std::to_string(layers - 1) + ", the numbers of the layers after the first");
+    if (!cuts.empty() && static_cast<std::size_t>(cut) <= cuts.back()) {
+      throw std::invalid_argument(what + " does not come after " + std::to_string(cuts.back()) +
+                                  "; cuts must grow");
     }
-    if (!cuts.empty() && value <= cuts.back()) {
-      throw std::invalid_argument(quoted + ": " + std::string(word) + " does not come after " +
-                                  std::to_string(cuts.back()) + "; cuts must grow");
-    }
-    cuts.push_back(value);
-    if (comma == std::string_view::npos) break;
-    rest.remove_prefix(comma + 1);
-  }
-  if (static_cast<int>(cuts.size()) + 1 != stages) {
-    throw std::invalid_argument(quoted + " make " + std::to_string(cuts.size() + 1) + " stages, but " +
-                                std::to_string(stages) + " are asked for");
+    cuts.push_back(static_cast<std::size_t>(cut));
   }
   return cuts;
 }

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <span>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "layers/layer.h"
@@ -23,9 +22,8 @@ std::vector<double> layer_costs(std::span<const NamedLayer> layers, const Shape&
 // there are more stages than layers.
 Cuts balanced_cuts(std::span<const double> costs, int stages);
 
-// "3,6,8" for 4 stages. Throws std::invalid_argument where the numbers are no numbers, too many or few, out
-// of order or past the layers.
-Cuts parse_cuts(std::string_view text, int stages, std::size_t layers);
+// Throws std::invalid_argument where cuts are out of order or past the layers.
+Cuts checked_cuts(std::span<const int> given, std::size_t layers);
 
 // Moves the layers into their stages.
 std::vector<std::vector<NamedLayer>> split_layers(std::vector<NamedLayer> layers, const Cuts& cuts);

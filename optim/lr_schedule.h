@@ -33,7 +33,6 @@ class LrSchedule {
   // The rates of the steps first, first+1, ...: what a prediction over rates.size() steps takes.
   void next(std::int64_t first, std::span<float> rates) const;
 
-  const LrScheduleConfig& config() const { return config_; }
   static const std::vector<std::string>& kinds();
 
  private:

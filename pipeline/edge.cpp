@@ -58,7 +58,7 @@ class LocalEdge final : public Edge {
     sent_.reserve(static_cast<std::size_t>(microbatches));
   }
 
-  void send(const Instruction& instruction, PassRecorder&) override {
+  void send(const Instruction& instruction) override {
     sent_.push_back({instruction.microbatch, instruction.slot});
   }
 
@@ -102,7 +102,7 @@ class RemoteEdge final : public Edge {
 
   void begin_pass(std::int32_t) override {}
 
-  void send(const Instruction& instruction, PassRecorder&) override {
+  void send(const Instruction& instruction) override {
     departures_->wait(ends_.filled(instruction.slot));
     const Tensor source = ends_.source(instruction.slot);
     links_.send(link_, *departures_, source.memory(), source.bytes());

@@ -24,7 +24,7 @@ class Edge {
   // An instruction of the stage where the edge begins, and of the one where it ends. Stream-ordered: a send
   // waits for the work that fills its slot, a receive for what last used the slot; what follows on either
   // side waits by the lane's events.
-  virtual void send(const Instruction& instruction, PassRecorder& recorder) = 0;
+  virtual void send(const Instruction& instruction) = 0;
   virtual void receive(const Instruction& instruction, PassRecorder& recorder) = 0;
   virtual void synchronize() {}
   virtual void throw_if_failed() {}

@@ -104,6 +104,15 @@ struct PassResult {
   std::int64_t minibatches = 0;  // fewer than asked for where the pass was stopped
   bool stopped = false;          // somebody asked to end here, the same on all processes
   double seconds = 0;
+
+  // Means over the first `whole` of the records: the others fill up the last mini-batch, with a loss of 0.
+  double loss_of(std::int64_t whole) const {
+    return whole == 0 ? 0 : loss * static_cast<double>(records) / static_cast<double>(whole);
+  }
+  double accuracy_of(std::int64_t whole) const {
+    if (whole == 0 || records == 0) return 0;
+    return static_cast<double>(correct) / static_cast<double>(whole * (labels / records));
+  }
 };
 
 struct StageTiming {         // of one worker: of all stages that it holds

@@ -140,11 +140,11 @@ class PassRunner {
       case Op::kStashWeights:
         return issue_weights(k, instruction);
       case Op::kSendActivation:
-        return edge_from(core_.activation_edges, k).send(instruction, recorder_);
+        return edge_from(core_.activation_edges, k).send(instruction);
       case Op::kReceiveActivation:
         return edge_from(core_.activation_edges, k - 1).receive(instruction, recorder_);
       case Op::kSendGradient:
-        return edge_from(core_.gradient_edges, k).send(instruction, recorder_);
+        return edge_from(core_.gradient_edges, k).send(instruction);
       case Op::kReceiveGradient:
         return edge_from(core_.gradient_edges, k + 1).receive(instruction, recorder_);
     }

@@ -26,7 +26,6 @@ struct SimulatedWorker {
   double begin = 0, end = 0;  // of its first and last turn
   double busy = 0;
   std::int32_t activations = 0;  // micro-batches in flight at most, over all its stages
-  double idle() const { return end - begin - busy; }
 };
 
 struct Simulation {

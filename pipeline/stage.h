@@ -50,7 +50,6 @@ class Stage {
   void allocate();
 
   Device device() const { return options_.device; }
-  const Shape& input_shape() const { return options_.input; }
   const Shape& output_shape() const { return plan_.output; }
   std::int64_t parameter_elements() const { return parameter_elements_; }  // of the arena, padding included
   const std::vector<PlacedTensor>& parameters() const { return parameters_; }

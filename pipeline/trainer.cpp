@@ -19,10 +19,6 @@ void check(const TrainerData& data, const TrainerConfig& config) {
   if (!config.learning_rate) throw std::invalid_argument("training needs a learning rate");
 }
 
-double ratio(std::int64_t part, std::int64_t whole) {
-  return whole == 0 ? 0 : static_cast<double>(part) / static_cast<double>(whole);
-}
-
 // One training run; its state is what epochs hand to the next one.
 class Run {
  public:
@@ -64,7 +60,7 @@ class Run {
     epoch.epoch = number;
     epoch.step = result_.steps;
     epoch.train_loss = train.loss;
-    epoch.train_accuracy = ratio(train.correct, train.labels);
+    epoch.train_accuracy = train.accuracy_of(train.records);
     epoch.seconds = train.seconds;
     epoch.samples_per_second = train.seconds > 0 ? static_cast<double>(train.records) / train.seconds : 0;
     epoch.learning_rate = config_.learning_rate(std::max<std::int64_t>(0, result_.steps - 1));
@@ -85,10 +81,8 @@ class Run {
 
   void evaluate() {
     const PassResult test = engine_.evaluate(data_.test(), data_.test_minibatches);
-    // The pass counts padding records, whose loss is 0, too.
-    result_.last.test_loss = test.loss * ratio(test.records, data_.test_records);
-    const std::int64_t record_labels = test.records == 0 ? 1 : test.labels / test.records;
-    result_.last.test_accuracy = ratio(test.correct, data_.test_records * record_labels);
+    result_.last.test_loss = test.loss_of(data_.test_records);
+    result_.last.test_accuracy = test.accuracy_of(data_.test_records);
   }
 
   Engine& engine_;

@@ -1,9 +1,11 @@
-// Names that users type (rules, layers, methods, keys): the nearest known one, for messages.
+// Names that users type (rules, layers, methods, keys): as lists, as values, and the nearest known one, for
+// messages.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,14 +42,28 @@ inline std::string nearest_name(std::string_view name, std::span<const std::stri
   return nearest;
 }
 
+// "A, B, C"
+inline std::string join_names(std::span<const std::string> names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
 // "unknown WHAT 'NAME'; did you mean 'NEAREST'? known: A, B, C"
 inline std::string unknown_name(std::string_view what, std::string_view name,
                                 std::span<const std::string> candidates) {
   std::string message = "unknown " + std::string(what) + " '" + std::string(name) + "'";
   if (candidates.empty()) return message;
-  message += "; did you mean '" + nearest_name(name, candidates) + "'? known: ";
-  for (std::size_t i = 0; i < candidates.size(); ++i) message += (i == 0 ? "" : ", ") + candidates[i];
-  return message;
+  return message + "; did you mean '" + nearest_name(name, candidates) +
+         "'? known: " + join_names(candidates);
+}
+
+// The value of an enumeration whose names are given in its order. Throws std::invalid_argument.
+template <typename Enumeration>
+Enumeration value_named(std::string_view what, const std::string& name, std::span<const std::string> names) {
+  const auto found = std::find(names.begin(), names.end(), name);
+  if (found == names.end()) throw std::invalid_argument(unknown_name(what, name, names));
+  return static_cast<Enumeration>(found - names.begin());
 }
 
 }  // namespace pipeoptim

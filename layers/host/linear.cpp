@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "kernels/runtime/error.h"
 #include "layers/backend.h"
@@ -23,33 +24,51 @@ using dnnl::memory;
 using Role = StagedPrimitive::Role;
 using Type = memory::data_type;
 
-// Dense matrices, row by row, and their transposes.
-memory::desc matrix(Type type, std::int64_t rows, std::int64_t columns) {
-  return {{rows, columns}, type, memory::dims{columns, 1}};
+// A dense matrix, row by row, or the transpose of one.
+struct Matrix {
+  Type type;
+  std::int64_t rows, columns;
+  bool transposed = false;
+
+  std::int64_t line() const { return transposed ? rows : columns; }
+  // With room behind each line.
+  memory::desc layout(std::int64_t room = 0) const {
+    const std::int64_t step = line() + room;
+    return {{rows, columns}, type, transposed ? memory::dims{1, step} : memory::dims{step, 1}};
+  }
+};
+
+// Without AVX-512 oneDNN multiplies small matrices where they lie. Lines of a factor that is read across them
+// then compete for the same places in the first-level cache if they are a multiple of 4 KiB apart, which
+// halves the speed: such a factor is copied to lines with room behind them.
+std::int64_t room_behind_lines(const Matrix& factor, bool read_across) {
+  return read_across && factor.type == Type::f32 && factor.line() % 1024 == 0 ? 16 : 0;
 }
-memory::desc transposed(Type type, std::int64_t rows, std::int64_t columns) {
-  return {{rows, columns}, type, memory::dims{1, rows}};
-}
+
 // A product of two matrices, with all that its primitive needs. oneDNN's interface is not const-correct:
 // factors and bias are only read.
 class Product {
  public:
-  struct Layouts {
-    memory::desc a, b;
-    memory::desc bias;  // of zero size where there is none
-    memory::desc product;
+  struct Operands {
+    Matrix a, b;
+    std::int64_t bias;  // values; 0 where there is none
+    Matrix product;
   };
 
-  Product(const dnnl::engine& engine, const Layouts& layouts, const dnnl::post_ops& epilogue) {
-    const auto chosen =
-        describe_matmul(engine, {layouts.a, layouts.b, layouts.bias, layouts.product}, epilogue);
-    std::vector<StagedPrimitive::Operand> operands{
-        {DNNL_ARG_SRC, layouts.a, layouts.a, Role::kInput},
-        {DNNL_ARG_WEIGHTS, layouts.b, layouts.b, Role::kInput},
-        {DNNL_ARG_DST, layouts.product, layouts.product, Role::kOutput}};
-    if (layouts.bias.get_size() > 0) {
-      operands.push_back({DNNL_ARG_BIAS, layouts.bias, layouts.bias, Role::kInput});
+  Product(const dnnl::engine& engine, const Operands& given, const dnnl::post_ops& epilogue) {
+    const memory::desc a = given.a.layout(), b = given.b.layout(), product = given.product.layout();
+    const memory::desc bias = given.bias > 0 ? Matrix{Type::f32, 1, given.bias}.layout() : memory::desc();
+    auto chosen = describe_matmul(engine, {a, b, bias, product}, epilogue);
+    memory::desc inner_a = a, inner_b = b;
+    if (std::string_view(chosen.impl_info_str()).starts_with("gemm")) {
+      inner_a = given.a.layout(room_behind_lines(given.a, given.a.transposed));
+      inner_b = given.b.layout(room_behind_lines(given.b, !given.b.transposed));
+      chosen = describe_matmul(engine, {inner_a, inner_b, bias, product}, epilogue);
     }
+    std::vector<StagedPrimitive::Operand> operands{{DNNL_ARG_SRC, a, inner_a, Role::kInput},
+                                                   {DNNL_ARG_WEIGHTS, b, inner_b, Role::kInput},
+                                                   {DNNL_ARG_DST, product, product, Role::kOutput}};
+    if (given.bias > 0) operands.push_back({DNNL_ARG_BIAS, bias, bias, Role::kInput});
     primitive_.emplace(engine, dnnl::matmul(chosen), chosen.scratchpad_desc(), operands);
   }
 
@@ -129,21 +148,20 @@ class HostLinear final : public LinearPlan {
   void make_forward(const dnnl::engine& engine) {
     dnnl::post_ops epilogue;
     if (spec_.activation == Activation::kRelu) append_relu(epilogue);
-    forward_.emplace(
-        engine,
-        Product::Layouts{.a = matrix(factor(), spec_.rows, spec_.in),
-                         .b = transposed(factor(), spec_.in, spec_.out),
-                         .bias = spec_.bias == Bias::kYes ? matrix(Type::f32, 1, spec_.out) : memory::desc(),
-                         .product = matrix(dnnl_type(spec_.types.output), spec_.rows, spec_.out)},
-        epilogue);
+    forward_.emplace(engine,
+                     Product::Operands{.a = {factor(), spec_.rows, spec_.in},
+                                       .b = {factor(), spec_.in, spec_.out, true},
+                                       .bias = spec_.bias == Bias::kYes ? spec_.out : 0,
+                                       .product = {dnnl_type(spec_.types.output), spec_.rows, spec_.out}},
+                     epilogue);
   }
 
   void make_backward_input(const dnnl::engine& engine) {
     input_.emplace(engine,
-                   Product::Layouts{.a = matrix(factor(), spec_.rows, spec_.out),
-                                    .b = matrix(factor(), spec_.out, spec_.in),
-                                    .bias = {},
-                                    .product = matrix(dnnl_type(spec_.types.input), spec_.rows, spec_.in)},
+                   Product::Operands{.a = {factor(), spec_.rows, spec_.out},
+                                     .b = {factor(), spec_.out, spec_.in},
+                                     .bias = 0,
+                                     .product = {dnnl_type(spec_.types.input), spec_.rows, spec_.in}},
                    dnnl::post_ops());
   }
 
@@ -153,10 +171,10 @@ class HostLinear final : public LinearPlan {
     if (mode == GradientMode::kAdd) epilogue.append_sum(1.0F);
     (mode == GradientMode::kAdd ? add_ : store_)
         .emplace(engine,
-                 Product::Layouts{.a = transposed(factor(), spec_.out, spec_.rows),
-                                  .b = matrix(factor(), spec_.rows, spec_.in),
-                                  .bias = {},
-                                  .product = matrix(Type::f32, spec_.out, spec_.in)},
+                 Product::Operands{.a = {factor(), spec_.out, spec_.rows, true},
+                                   .b = {factor(), spec_.rows, spec_.in},
+                                   .bias = 0,
+                                   .product = {Type::f32, spec_.out, spec_.in}},
                  epilogue);
   }
 

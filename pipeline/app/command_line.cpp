@@ -27,12 +27,6 @@ struct IsList : std::false_type {};
 template <typename T>
 struct IsList<std::vector<T>> : std::true_type {};
 
-std::string join(std::span<const std::string> names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
-
 // "256,128,64"; an empty text is an empty list.
 template <typename T>
 bool parse_list(const std::string& text, std::vector<T>& values) {
@@ -118,7 +112,7 @@ CLI::Option* CommandLine::add_flag(Subcommand& command, const std::string& name,
 void CommandLine::add_model(Subcommand& command) {
   CLI::App& app = *command.app;
   app.option_defaults()->group("Model and data");
-  add(command, "model", options_.model, join(model_names()));
+  add(command, "model", options_.model, join_names(model_names()));
   add(command, "hidden", options_.hidden, "Widths of mlp's hidden layers");
   add(command, "width", options_.width, "Channels of the first convolution of cnn and resnet20");
   add(command, "dropout", options_.dropout, "Dropout of all models but resnet20");
@@ -128,7 +122,7 @@ void CommandLine::add_model(Subcommand& command) {
   add(command, "sequence-length", options_.sequence_length, "Tokens of a record of gpt and lstm");
   add(command, "vocabulary", options_.vocabulary,
       "imdb: words that are told apart (running text: its distinct bytes)");
-  add(command, "data", options_.data, join(dataset_names()));
+  add(command, "data", options_.data, join_names(dataset_names()));
   add(command, "data-dir", options_.data_dir,
       "Folder of the data's files, or of its folder of that name; of text also the file (default: "
       "PIPEOPTIM_DATA; fashion-mnist: where its package puts them)");
@@ -148,7 +142,7 @@ void CommandLine::add_schedule(Subcommand& command) {
   command.app->option_defaults()->group("Pipeline");
   add(command, "stages", options_.stages, "Pipeline stages, or workers where each holds several (--chunks)");
   add(command, "horizon", options_.horizon,
-      "pipeoptim, delayed: how far a prediction looks: " + join(horizon_names()));
+      "pipeoptim, delayed: how far a prediction looks: " + join_names(horizon_names()));
   add(command, "step-decay", options_.optimizer.step_decay,
       "difference: decay of the average of the weights' steps (0: the last step)");
   add(command, "micro-batches", options_.micro_batches, "Micro-batches of a mini-batch");
@@ -162,14 +156,14 @@ void CommandLine::add_schedule(Subcommand& command) {
 }
 
 void CommandLine::add_method(Subcommand& command) {
-  add(command, "method", options_.method, join(method_names()));
+  add(command, "method", options_.method, join_names(method_names()));
 }
 
 void CommandLine::add_pipeline(Subcommand& command) {
   add_schedule(command);
   add(command, "cuts", options_.cuts, "First layer of stages 1, 2, ... (default: balanced by cost)");
   add(command, "predictor", options_.predictor,
-      "What predicts weights: " + join(predictor_names()) + "; pipemare has its own");
+      "What predicts weights: " + join_names(predictor_names()) + "; pipemare has its own");
   add(command, "pipemare-anneal", options_.pipemare_anneal,
       "pipemare: steps of the lower rates at the start (-1: a quarter of all; 0: none)");
   add(command, "pipemare-decay", options_.pipemare_decay, "pipemare: decay of the average weight step");
@@ -208,7 +202,7 @@ void CommandLine::add_optimizer(Subcommand& command) {
   command.app->option_defaults()->group("Optimizer");
   OptimizerConfig& optimizer = options_.optimizer;
   add(command, "optimizer", optimizer.rule,
-      join(optimizer_names()) + "; async-nag and spike compensation have their own");
+      join_names(optimizer_names()) + "; async-nag and spike compensation have their own");
   add(command, "lr", options_.lr.base_lr, "Learning rate");
   add(command, "momentum", optimizer.momentum, "sgdm, nesterov, muon: momentum (0.9; muon 0.95)");
   add(command, "dampening", optimizer.dampening, "sgdm: dampening");
@@ -226,7 +220,7 @@ void CommandLine::add_optimizer(Subcommand& command) {
       "All but sgd, sgdm, nesterov, lion: added to the root (1e-8; adagrad 1e-10)");
   add(command, "clip-norm", optimizer.clip_norm, "Largest gradient norm of a stage (0: off)");
   add(command, "lr-schedule", options_.lr.kind,
-      join(LrSchedule::kinds()) +
+      join_names(LrSchedule::kinds()) +
           ", auto (constant when --lr is given, else cosine to zero after a warm-up)");
   add(command, "warmup-steps", options_.lr.warmup_steps,
       "Linear warm-up (-1: 5 % of the steps for auto, else 0)");
@@ -448,7 +442,13 @@ void CommandLine::apply_config(Subcommand& command) {
     }
   };
   for (const auto& setting : config.given) apply(setting, true);
-  if (changed) return;
+  // A comparison chooses for each of its methods, all others for one.
+  const auto is_of_methods = [](const auto& setting) { return setting.first == "methods"; };
+  const bool of_comparison = std::any_of(config.given.begin(), config.given.end(), is_of_methods) ||
+                             std::any_of(config.defaults.begin(), config.defaults.end(), is_of_methods);
+  const bool compares = std::any_of(command.bindings.begin(), command.bindings.end(),
+                                    [](const Binding& binding) { return binding.name == "methods"; });
+  if (changed || of_comparison != compares) return;
   for (const auto& setting : config.defaults) apply(setting, false);
 }
 

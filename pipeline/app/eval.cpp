@@ -28,10 +28,7 @@ ExitCode evaluate(const CommandLine& line, ProcessGroup* group) {
   const PassResult result = engine->evaluate(source, loader.minibatches());
   if (!role_of(group).reports) return kSuccess;
   const auto records = loader.dataset().records();
-  // The engine counts the records that fill up the last mini-batch.
-  const double loss = result.loss * static_cast<double>(result.records) / static_cast<double>(records);
-  const std::int64_t labels = records * (result.labels / result.records);
-  const double accuracy = static_cast<double>(result.correct) / static_cast<double>(labels);
+  const double loss = result.loss_of(records), accuracy = result.accuracy_of(records);
   if (options.json) {
     const nlohmann::ordered_json all = {
         {"loss", loss}, {"accuracy", accuracy}, {"records", records}, {"seconds", result.seconds}};

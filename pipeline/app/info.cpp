@@ -9,6 +9,7 @@
 
 #include "kernels/runtime/device.h"
 #include "kernels/runtime/instruction_set.h"
+#include "kernels/runtime/names.h"
 #include "kernels/runtime/placement.h"
 #include "models/data/dataset.h"
 #include "models/zoo.h"
@@ -27,12 +28,6 @@ constexpr bool kBuiltWithCuda = false;
 using Json = nlohmann::ordered_json;
 
 std::vector<std::string> list(std::span<const std::string> names) { return {names.begin(), names.end()}; }
-
-std::string join(std::span<const std::string> names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
 
 std::vector<std::string> devices() {
   std::vector<std::string> lines = {"cpu: " + describe(Device::host())};
@@ -77,20 +72,22 @@ ExitCode info(const Options& options) {
   }
   fmt::print("pipeoptim {}, built {} CUDA by {}\n", version(), kBuiltWithCuda ? "with" : "without",
              __VERSION__);
-  fmt::print("libraries     {}\n", join(libraries()));
+  fmt::print("libraries     {}\n", join_names(libraries()));
   fmt::print("cores         {} usable\n", usable_cores());
   fmt::print("--cpu-bind    {}\n",
              placement_library().empty() ? "built without hwloc" : "by " + placement_library());
   fmt::print("instructions  {}, of {} (PIPEOPTIM_ISA chooses)\n", chosen_set,
-             join(usable_instruction_set_names()));
+             join_names(usable_instruction_set_names()));
   for (const std::string& device : devices()) fmt::print("device        {}\n", device);
-  fmt::print("methods       {}\n", join(method_names()));
-  fmt::print("horizons      {}\n", join(horizon_names()));
-  fmt::print("predictors    {}\n", join(predictor_names()));
-  fmt::print("optimizers    {}\n", join(optimizer_names()));
-  fmt::print("lr schedules  {}\n", join(LrSchedule::kinds()));
-  fmt::print("models        {}\n", join(model_names()));
-  fmt::print("data sets     {}\n", join(dataset_names()));
+  for (const std::string& name : method_names()) {
+    fmt::print("method        {:<18}  {}\n", name, find_method(name).summary);
+  }
+  fmt::print("horizons      {}\n", join_names(horizon_names()));
+  fmt::print("predictors    {}\n", join_names(predictor_names()));
+  fmt::print("optimizers    {}\n", join_names(optimizer_names()));
+  fmt::print("lr schedules  {}\n", join_names(LrSchedule::kinds()));
+  fmt::print("models        {}\n", join_names(model_names()));
+  fmt::print("data sets     {}\n", join_names(dataset_names()));
   return kSuccess;
 }
 

@@ -200,28 +200,24 @@ std::string rule_name(const Options& options) {
   return own.empty() ? options.optimizer.rule : own;
 }
 
+// Names are in the order of their enumeration.
 const std::vector<std::string>& horizon_names() {
   static const std::vector<std::string> names = {"exact", "paper", "released-code"};
   return names;
 }
 
 const std::vector<std::string>& predictor_names() {
-  // In the order of Predictor.
   static const std::vector<std::string> names = {"linear", "schedule-aware", "geometric", "difference",
                                                  "none"};
   return names;
 }
 
 HorizonPolicy horizon_policy(const std::string& name) {
-  require_known("horizon", name, horizon_names());
-  if (name == "paper") return HorizonPolicy::kPaper;
-  return name == "exact" ? HorizonPolicy::kExact : HorizonPolicy::kReleasedCode;
+  return value_named<HorizonPolicy>("horizon", name, horizon_names());
 }
 
 Predictor predictor(const std::string& name) {
-  const std::vector<std::string>& names = predictor_names();
-  require_known("predictor", name, names);
-  return static_cast<Predictor>(std::find(names.begin(), names.end(), name) - names.begin());
+  return value_named<Predictor>("predictor", name, predictor_names());
 }
 
 }  // namespace pipeoptim::app

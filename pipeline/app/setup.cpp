@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "kernels/runtime/error.h"
+#include "kernels/runtime/names.h"
 #include "layers/provider.h"
 #include "layers/softmax_cross_entropy.h"
 #include "models/partition.h"
@@ -24,9 +25,7 @@ Cuts choose_cuts(const Options& options, std::span<const NamedLayer> layers, con
                                 options.model);
   }
   if (options.cuts.empty()) return balanced_cuts(layer_costs(layers, input), stages);
-  std::string text;
-  for (const int cut : options.cuts) text += (text.empty() ? "" : ",") + std::to_string(cut);
-  return parse_cuts(text, stages, layers.size());
+  return checked_cuts(options.cuts, layers.size());
 }
 
 bool augments(const Options& options) {
@@ -50,12 +49,12 @@ Dataset read_data(const Options& options, Split split) {
 void require_fitting_data(const Options& options) {
   const DataKind wanted = model_data(options.model), given = dataset_kind(options.data);
   if (wanted == given) return;
-  std::string known;
+  std::vector<std::string> known;
   for (const std::string& name : dataset_names()) {
-    if (dataset_kind(name) == wanted) known += (known.empty() ? "" : ", ") + name;
+    if (dataset_kind(name) == wanted) known.push_back(name);
   }
-  throw std::invalid_argument("--model " + options.model + " needs " + describe(wanted) + " (" + known +
-                              "), but --data " + options.data + " is " + describe(given));
+  throw std::invalid_argument("--model " + options.model + " needs " + describe(wanted) + " (" +
+                              join_names(known) + "), but --data " + options.data + " is " + describe(given));
 }
 
 ModelOptions model_options(const Options& options, const DataShape& shape) {

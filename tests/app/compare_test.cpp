@@ -1,5 +1,8 @@
 // `pipeoptim compare` and `pipeoptim simulate`.
+#include <chrono>
 #include <cmath>
+#include <csignal>
+#include <thread>
 
 #include "pipeline/app/comparison.h"
 #include "tests/app/program.h"
@@ -104,6 +107,30 @@ TEST_F(Compare, ItsConfigMakesTheSameRunsAgain) {
         .at("losses");
   };
   EXPECT_EQ(losses("a"), losses("b"));
+}
+
+TEST_F(Compare, InterruptedInItsFirstRunItLeavesNothingBehind) {
+  const pid_t child = start({"compare", "--model", "mlp", "--epochs", "1000", "--stages", "2", "--device",
+                             "cpu", "--methods", "pipeoptim", "--run-dir", out("study")});
+  for (int i = 0; i < 600 && read_text(scratch("stdout")).find("(run 1 of") == std::string::npos; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  kill(child, SIGINT);
+  const Outcome outcome = finish(child);
+  EXPECT_EQ(outcome.code, 130) << outcome.err;
+  EXPECT_EQ(outcome.out.find("comparison.html"), std::string::npos) << outcome.out;
+  EXPECT_TRUE(fs::is_empty(out("study")));
+}
+
+// What a training chose for its method is not for others.
+TEST_F(Compare, TakesNoChoicesFromATraining) {
+  ASSERT_EQ(run({"train", "--model", "mlp", "--hidden", "24", "--steps", "4", "--limit-test", "100",
+                 "--stages", "2", "--device", "cpu", "--optimizer", "adamw", "--run-dir", out("trained")})
+                .code,
+            0);
+  ASSERT_EQ(run({"compare", "--config", out("trained/config.toml"), "--run-dir", out("study")}).code, 0);
+  const std::string config = read_text(out("study/config.toml"));
+  EXPECT_EQ(config.find("beta1"), std::string::npos) << config;
 }
 
 TEST_F(Compare, RefusesWhatItCannotRunBeforeItRuns) {

@@ -197,6 +197,10 @@ TEST_F(NcclRun, RefusesOtherSettingsInOneProcess) {
   for (const Outcome& outcome : outcomes) {
     expect_refused(outcome, 2, {"rank 1 (stages 2 to 3)", "lr = 0.5", "lr = 0.0001"});
   }
+  const Arguments eval = {"eval", "--model", "mlp", "--stages", "4", "--init", scratch("weights")};
+  for (const Outcome& outcome : finish_all(start_all(2, eval, {{}, {"--limit-test", "100"}}))) {
+    expect_refused(outcome, 2, {"rank 1 (stages 2 to 3)", "limit-test = 100", "limit-test = 0"});
+  }
 }
 
 TEST_F(NcclRun, DoesNotWaitForEverForTheOthers) {
