@@ -1,5 +1,5 @@
-// The vendor libraries behind one interface: matrix products, linear maps and convolutions. Everything runs in
-// the order of a stream and on its device; pointers are that device's.
+// The vendor libraries behind one interface: matrix products, linear maps and convolutions. Everything runs
+// in the order of a stream and on its device; pointers are that device's.
 #pragma once
 
 #include <cstddef>

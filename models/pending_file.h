@@ -8,8 +8,8 @@
 namespace pipeoptim {
 
 // Collects bytes in a file beside `target`; commit() puts it in the target's place, the destructor removes it
-// otherwise. A link keeps pointing where it points; a device or a pipe is written as it is. Every failure is a
-// DataError that names the target.
+// otherwise. A link keeps pointing where it points; a device or a pipe is written as it is. Every failure is
+// a DataError that names the target.
 class PendingFile {
  public:
   explicit PendingFile(const std::filesystem::path& target);
