@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <type_traits>
 
-#include "layers/host/attention_head.h"
+#include "layers/host/head_passes.h"
 #include "layers/host/shares.h"
 #include "layers/typed.h"
 
