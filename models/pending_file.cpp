@@ -17,18 +17,24 @@ namespace {
   throw DataError(file.string() + ": cannot write: " + reason);
 }
 
-// A rename would replace a link or a device by a file. What the link points to need not be there.
-std::filesystem::path behind_link(std::filesystem::path target) {
-  constexpr int kMostLinks = 40;
-  std::error_code ignored;
-  for (int i = 0; i < kMostLinks && std::filesystem::is_symlink(target, ignored); ++i) {
-    target = target.parent_path() / std::filesystem::read_symlink(target, ignored);  // or absolute
-  }
-  return target;
-}
+// What is written as it is: devices, pipes, and what /dev/stdout stands for.
 bool is_special(const std::filesystem::path& file) {
   std::error_code ignored;
-  return std::filesystem::exists(file, ignored) && !std::filesystem::is_regular_file(file, ignored);
+  if (!std::filesystem::exists(file, ignored)) return false;
+  return !std::filesystem::is_regular_file(file, ignored) || file.native().starts_with("/dev/");
+}
+
+// A rename would replace a link by a file. What it points to need not be there.
+std::filesystem::path behind_link(const std::filesystem::path& target) {
+  if (is_special(target)) return target;
+  constexpr int kMostLinks = 40;
+  std::error_code ignored;
+  std::filesystem::path file = target;
+  for (int i = 0; std::filesystem::is_symlink(file, ignored); ++i) {
+    if (i == kMostLinks) fail(target, std::strerror(ELOOP));
+    file = file.parent_path() / std::filesystem::read_symlink(file, ignored);  // or absolute
+  }
+  return file;
 }
 
 }  // namespace

@@ -37,9 +37,9 @@ class BatchSource {
   // Blocks until mini-batch t (counted from the start of this pass) is there; valid until release(t).
   virtual Batch acquire(std::int64_t t) = 0;
   virtual void release(std::int64_t t) = 0;
-  // Whether acquire(t) would not block, asked after `limit` at most. The engine asks first, so that a device
-  // that has failed, and releases nothing any more, is noticed; a source that never waits for a release need
-  // not tell.
+  // Whether acquire(t) would not block, answered after `limit` at most. The engine asks first, so that a
+  // device that has failed, and releases nothing any more, is noticed; a source that never waits for a
+  // release need not tell.
   virtual bool wait(std::int64_t /*t*/, std::chrono::milliseconds /*limit*/) { return true; }
 };
 

@@ -16,12 +16,11 @@
 
 namespace pipeoptim::host {
 
-// Whether the processor has them, AVX2 with products that are added in one instruction. PIPEOPTIM_ISA, which
-// promises the same bits, does not matter to products, convolutions, attention's heads and GELU in bf16, ours
-// or oneDNN's.
+// Whether the processor has them, AVX2 with FMA. PIPEOPTIM_ISA, which promises the same bits, does not matter
+// to products, convolutions, attention's heads and GELU in bf16, ours or oneDNN's.
 inline bool has_avx2() {
 #if defined(__x86_64__)
-  return usable_instruction_sets().size() > 1 && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #else
   return false;
 #endif

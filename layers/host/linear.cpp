@@ -40,9 +40,14 @@ struct Matrix {
 
 // Without AVX-512 oneDNN multiplies small matrices where they lie. Lines of a factor that is read across them
 // then compete for the same places in the first-level cache if they are a multiple of 4 KiB apart, which
-// halves the speed: such a factor is copied to lines with room behind them.
-std::int64_t room_behind_lines(const Matrix& factor, bool read_across) {
-  return read_across && factor.type == Type::f32 && factor.line() % 1024 == 0 ? 16 : 0;
+// halves the speed: such a factor is copied to lines with room behind them, where each value is used often.
+std::int64_t room_behind_lines(const Matrix& factor, bool read_across, std::int64_t uses) {
+  constexpr std::int64_t kFewestUses = 32, kRoom = 16;
+  const bool competes = read_across && factor.type == Type::f32 && factor.line() % 1024 == 0;
+  return competes && uses >= kFewestUses ? kRoom : 0;
+}
+bool multiplies_in_place(const dnnl::matmul::primitive_desc& chosen) {
+  return std::string_view(chosen.impl_info_str()).starts_with("gemm");
 }
 
 // A product of two matrices, with all that its primitive needs. oneDNN's interface is not const-correct:
@@ -59,11 +64,15 @@ class Product {
     const memory::desc a = given.a.layout(), b = given.b.layout(), product = given.product.layout();
     const memory::desc bias = given.bias > 0 ? Matrix{Type::f32, 1, given.bias}.layout() : memory::desc();
     auto chosen = describe_matmul(engine, {a, b, bias, product}, epilogue);
-    memory::desc inner_a = a, inner_b = b;
-    if (std::string_view(chosen.impl_info_str()).starts_with("gemm")) {
-      inner_a = given.a.layout(room_behind_lines(given.a, given.a.transposed));
-      inner_b = given.b.layout(room_behind_lines(given.b, !given.b.transposed));
-      chosen = describe_matmul(engine, {inner_a, inner_b, bias, product}, epilogue);
+    memory::desc inner_a =
+        given.a.layout(room_behind_lines(given.a, given.a.transposed, given.product.columns));
+    memory::desc inner_b =
+        given.b.layout(room_behind_lines(given.b, !given.b.transposed, given.product.rows));
+    const auto with_room = describe_matmul(engine, {inner_a, inner_b, bias, product}, epilogue);
+    if (multiplies_in_place(chosen) && multiplies_in_place(with_room)) {
+      chosen = with_room;
+    } else {
+      inner_a = a, inner_b = b;
     }
     std::vector<StagedPrimitive::Operand> operands{{DNNL_ARG_SRC, a, inner_a, Role::kInput},
                                                    {DNNL_ARG_WEIGHTS, b, inner_b, Role::kInput},

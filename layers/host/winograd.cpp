@@ -7,6 +7,11 @@ namespace pipeoptim::host {
 
 using namespace winograd;
 
+const Code* winograd::best_code() {
+  const Code* const best = avx512_code();
+  return best != nullptr ? best : avx2_code();
+}
+
 namespace {
 
 // Channels in times channels out that are narrow: sums of half a MiB.

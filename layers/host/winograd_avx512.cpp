@@ -34,6 +34,4 @@ const Code* avx512_code() {
   return nullptr;
 }
 
-const Code* best_code() { return avx512_code() != nullptr ? avx512_code() : avx2_code(); }
-
 }  // namespace pipeoptim::host::winograd

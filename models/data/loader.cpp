@@ -72,7 +72,7 @@ void Loader::start_epoch(std::int64_t epoch) {
   wanted_.notify_all();
 }
 
-void Loader::require_startable(std::int64_t t) const {
+void Loader::check_request(std::int64_t t) const {
   if (generation_ == 0) throw std::logic_error("a loader was asked for a mini-batch before start_epoch");
   if (t < 0 || t >= minibatches_) {
     throw std::logic_error("mini-batch " + std::to_string(t) + " of an epoch that has " +
@@ -82,14 +82,14 @@ void Loader::require_startable(std::int64_t t) const {
 
 LoadedBatch Loader::acquire(std::int64_t t) {
   std::unique_lock lock(mutex_);
-  require_startable(t);
+  check_request(t);
   ready_.wait(lock, [&] { return is_ready(t); });
   return {inputs_of(t), labels_of(t)};
 }
 
 bool Loader::wait(std::int64_t t, std::chrono::milliseconds limit) {
   std::unique_lock lock(mutex_);
-  require_startable(t);
+  check_request(t);
   return ready_.wait_for(lock, limit, [&] { return is_ready(t); });
 }
 

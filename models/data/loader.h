@@ -1,6 +1,7 @@
 // Mini-batches of a data set, made ready ahead of time by a thread of their own.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -74,7 +75,7 @@ class Loader {
   };
 
   // Throws as acquire() does.
-  void require_startable(std::int64_t t) const;
+  void check_request(std::int64_t t) const;
   bool is_ready(std::int64_t t) { return slot(t).minibatch == t && slot(t).ready; }
   Slot& slot(std::int64_t t) { return slots_[static_cast<std::size_t>(t % options_.depth)]; }
   float* inputs_of(std::int64_t t) const;

@@ -98,14 +98,14 @@ CLI::Option* CommandLine::add(Subcommand& command, const std::string& name, T& v
     option = command.app->add_option("--" + name, value, help)->capture_default_str();
   }
   option->take_last();
-  command.bindings.push_back({name, option, [&value] { return toml_value(value); }, true});
+  command.bindings.push_back({name, option, [&value] { return toml_value(value); }});
   return option;
 }
 
 CLI::Option* CommandLine::add_flag(Subcommand& command, const std::string& name, bool& value,
                                    const std::string& help) {
   CLI::Option* option = command.app->add_flag("--" + name, value, help);
-  command.bindings.push_back({name, option, [&value] { return toml_value(value); }, true});
+  command.bindings.push_back({name, option, [&value] { return toml_value(value); }});
   return option;
 }
 
@@ -358,8 +358,10 @@ std::string CommandLine::parse(int argc, const char* const* argv) {
     if (!command.app->remaining().empty()) refuse_extra(&command);
     chosen_ = &command;
     if (!options_.config.empty()) apply_config(command);
-    for (const Binding& binding : command.bindings) {
-      if (binding.name == "lr" && binding.option->count() > 0) options_.lr_given = true;
+    for (Binding& binding : command.bindings) {
+      if (binding.option->count() == 0) continue;
+      binding.given = binding.toml();
+      if (binding.name == "lr") options_.lr_given = true;
     }
     return name;
   }
@@ -399,19 +401,20 @@ bool gives(const std::vector<Binding>& bindings, std::span<const char* const> na
   });
 }
 
-// Settings of a file that mean nothing without others of it: those that the command line replaces.
+// Settings of a file that make sense only beside others of it, which the command line replaces.
 std::vector<std::string> outdated_names(const std::vector<Binding>& bindings) {
-  static constexpr const char* kModel[] = {"model", "stages", "chunks"};
+  static constexpr const char* kCut[] = {"model", "stages", "chunks"};
   static constexpr const char* kLength[] = {"epochs"};
   std::vector<std::string> names;
-  if (gives(bindings, kModel)) names.push_back("cuts");
+  if (gives(bindings, kCut)) names.push_back("cuts");
   if (gives(bindings, kLength)) names.push_back("steps");
   return names;
 }
 
 bool changes_settings(const std::vector<Binding>& bindings) {
-  return std::any_of(bindings.begin(), bindings.end(),
-                     [](const Binding& binding) { return binding.resolved && binding.option->count() > 0; });
+  return std::any_of(bindings.begin(), bindings.end(), [](const Binding& binding) {
+    return binding.resolved && !is_local(binding.name) && binding.option->count() > 0;
+  });
 }
 
 }  // namespace
@@ -464,13 +467,14 @@ Settings CommandLine::settings() const {
 
 std::string CommandLine::resolved_config() const {
   std::string given = "# The settings of this run; give them to pipeoptim with --config.\n", defaults;
-  const auto is_given = [this](const std::string& name) {
+  const auto is_given = [this](const std::string& name, const std::string& value) {
     return std::any_of(chosen_->bindings.begin(), chosen_->bindings.end(), [&](const Binding& binding) {
-      return binding.name == name && binding.option->count() > 0;
+      return binding.name == name && binding.given == value;
     });
   };
-  for (const auto& [name, value] : settings())
-    (is_given(name) ? given : defaults) += name + " = " + value + "\n";
+  for (const auto& [name, value] : settings()) {
+    (is_given(name, value) ? given : defaults) += name + " = " + value + "\n";
+  }
   return given + "\n# What the program chose. It chooses anew where the command line changes a setting.\n[" +
          kDefaultsTable + "]\n" + defaults;
 }

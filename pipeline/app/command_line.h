@@ -17,7 +17,8 @@ struct Binding {
   std::string name;  // without the dashes
   CLI::Option* option = nullptr;
   std::function<std::string()> toml;
-  bool resolved = true;  // belongs to the resolved config (outputs do not)
+  bool resolved = true;    // belongs to the resolved config (outputs do not)
+  std::string given = {};  // the value that it was given; where that was "auto", it changes when settled
 };
 
 class CommandLine {

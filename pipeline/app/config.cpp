@@ -55,6 +55,10 @@ Settings settings_of(const std::string& path, const toml::table& table, const st
 
 }  // namespace
 
+bool is_local(const std::string& key) {
+  return key == "threads" || key == "cpu-bind" || key == "data-dir" || key == "init";
+}
+
 Config read_config(const std::string& path) {
   std::ifstream file(path);
   const std::string text{std::istreambuf_iterator<char>(file), {}};

@@ -15,6 +15,10 @@ using Settings = std::vector<std::pair<std::string, std::string>>;
 // The table of what was not given, but chosen by the program: it holds as long as nothing else is asked for.
 inline constexpr const char* kDefaultsTable = "defaults";
 
+// Of settings that are each machine's own business and change no result but in its last bits: threads,
+// folders, and the weights to start from.
+bool is_local(const std::string& key);
+
 struct Config {
   Settings given, defaults;
 };

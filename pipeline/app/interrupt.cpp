@@ -13,12 +13,16 @@ static_assert(std::atomic<bool>::is_always_lock_free, "set in a signal handler")
 
 constexpr std::array<int, 2> kSignals = {SIGINT, SIGTERM};
 
-// Whichever of the signals comes next ends the program.
+// Whichever of the signals that are not ignored comes next ends the program.
 void note(int) {
   interrupted = true;
-  struct sigaction action {};
-  action.sa_handler = SIG_DFL;
-  for (const int signal : kSignals) sigaction(signal, &action, nullptr);
+  struct sigaction ends {};
+  ends.sa_handler = SIG_DFL;
+  for (const int signal : kSignals) {
+    struct sigaction now {};
+    sigaction(signal, nullptr, &now);
+    if (now.sa_handler == note) sigaction(signal, &ends, nullptr);
+  }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // A loader as the engine's source of mini-batches.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 
 #include "models/data/loader.h"

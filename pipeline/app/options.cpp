@@ -99,9 +99,10 @@ void validate_optimizer(const Options& options) {
   }
 }
 
-// More than anybody has use for, and products of any two do not overflow.
-constexpr int kMost = 100'000, kMostValues = 1 << 24, kMostPasses = 1'000'000'000;
-constexpr std::int64_t kMostSteps = 1'000'000'000'000;
+// More than anybody has use for. Sizes of tensors in bytes stay below 2^63.
+constexpr int kMost = 100'000, kMostPasses = 1'000'000'000;
+constexpr std::int64_t kMostSteps = 1'000'000'000'000, kMostRecords = 1 << 20, kMostFeatures = 1 << 16;
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 31, kMostWords = 1 << 24;
 
 void validate_sizes(const Options& options) {
   require_range("--stages", options.stages, 1, kMost);
@@ -128,25 +129,30 @@ void validate_sizes(const Options& options) {
   require(options.pipemare_anneal >= -1, "--pipemare-anneal", options.pipemare_anneal, "0 or more");
   require_factor("--pipemare-decay", options.pipemare_decay);
   require_range("--threads", options.threads, 1, kMost);
-  require_range<std::int64_t>("--batch-size", options.batch_size, 1, kMostValues);
+  require_range<std::int64_t>("--batch-size", options.batch_size, 1, kMostRecords);
   require_range<std::int64_t>("--epochs", options.epochs, 1, kMostPasses);
   require(options.steps >= 0 && options.steps <= kMostSteps, "--steps", options.steps,
           "1 to 1000000000000 (0: whole epochs)");
   require(options.eval_every >= 0, "--eval-every", options.eval_every, "0 (at the end only) or more");
   require(options.limit_train >= 0, "--limit-train", options.limit_train, "0 (all) or more");
   require(options.limit_test >= 0, "--limit-test", options.limit_test, "0 (all) or more");
-  require_range<std::int64_t>("--width", options.width, 1, kMostValues);
+  require_range<std::int64_t>("--width", options.width, 1, kMostFeatures);
   require_range<std::int64_t>("--layers", options.layers, 1, kMost);
-  require_range<std::int64_t>("--features", options.features, 1, kMostValues);
-  require_range<std::int64_t>("--heads", options.heads, 1, kMostValues);
-  require_range<std::int64_t>("--sequence-length", options.sequence_length, 1, kMostValues);
-  require_range<std::int64_t>("--vocabulary", options.vocabulary, 3, kMostValues);
+  require_range<std::int64_t>("--features", options.features, 1, kMostFeatures);
+  require_range<std::int64_t>("--heads", options.heads, 1, kMostFeatures);
+  require_range<std::int64_t>("--sequence-length", options.sequence_length, 1, kMostFeatures);
+  if (options.batch_size * options.sequence_length > kMostTokens) {
+    throw std::invalid_argument(
+        fmt::format("--batch-size {} with --sequence-length {} is more than {} tokens", options.batch_size,
+                    options.sequence_length, kMostTokens));
+  }
+  require_range<std::int64_t>("--vocabulary", options.vocabulary, 3, kMostWords);
   if (options.model == "gpt" && options.features % options.heads != 0) {
     throw std::invalid_argument("--features " + std::to_string(options.features) +
                                 " cannot be divided into --heads " + std::to_string(options.heads));
   }
   for (const std::int64_t width : options.hidden)
-    require_range<std::int64_t>("a width of --hidden", width, 1, kMostValues);
+    require_range<std::int64_t>("a width of --hidden", width, 1, kMostWords);
   const int stages = model_stages(options);
   if (!options.cuts.empty() && static_cast<int>(options.cuts.size()) != stages - 1) {
     throw std::invalid_argument("--cuts names " + std::to_string(options.cuts.size()) + " cuts, but " +

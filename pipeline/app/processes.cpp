@@ -108,9 +108,7 @@ void name_outputs(Options& options, const Role& role) {
 void require_same_settings(ProcessGroup& group, const Settings& settings) {
   std::string text;
   for (const auto& [key, value] : settings) {
-    if (key != "threads" && key != "cpu-bind" && key != "data-dir" && key != "init") {
-      text += key + " = " + value + "\n";
-    }
+    if (!is_local(key)) text += key + " = " + value + "\n";
   }
   const auto all = group.all_gather(std::as_bytes(std::span(text)));
   const std::vector<std::string> expected = lines_of(text_of(all[0]));

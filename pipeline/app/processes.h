@@ -43,7 +43,7 @@ Device own_device(const Options& options);
 void name_outputs(Options& options, const Role& role);
 
 // Throws std::invalid_argument, naming rank and setting, where another process has other settings than rank
-// 0, but for those that are each machine's own business: threads, folders, and the weights to start from.
+// 0, local ones apart.
 void require_same_settings(ProcessGroup& group, const Settings& settings);
 
 }  // namespace pipeoptim::app

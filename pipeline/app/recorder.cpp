@@ -20,9 +20,8 @@ constexpr std::size_t kMostSpans = 500'000;  // a trace of about 50 MB
 
 Recorder::Recorder(const Options& options, const Role& role)
     : options_(options), role_(role), directory_(options.run_dir, options.overwrite) {
-  for (const std::string* path : {&options.save, &options.trace}) {
-    if (!path->empty()) PendingFile::check(*path);
-  }
+  if (role.saves && !options.save.empty()) PendingFile::check(options.save);
+  if (!options.trace.empty()) PendingFile::check(options.trace);
   for (const std::string* path : {&options.log, &options.version_trace}) {
     if (!path->empty()) check_writable(*path);
   }
@@ -31,8 +30,10 @@ Recorder::Recorder(const Options& options, const Role& role)
        {std::pair{"--log", &options.log}, std::pair{"--version-trace", &options.version_trace},
         std::pair{"--trace", &options.trace}, std::pair{"--save", &options.save}}) {
     if (path->empty()) continue;
-    const std::string place = std::filesystem::weakly_canonical(*path).string();
-    const auto [other, is_new] = taken.emplace(place, name);
+    std::error_code unknown;
+    std::filesystem::path place = std::filesystem::weakly_canonical(*path, unknown);
+    if (unknown) place = *path;
+    const auto [other, is_new] = taken.emplace(place.string(), name);
     if (!is_new && *path != "/dev/null") {
       throw std::invalid_argument(
           fmt::format("{} and {} name the same file, {}", other->second, name, *path));

@@ -44,6 +44,7 @@ TEST(Interrupt, LeavesSignalsAsTheyWere) {
       if (InterruptGuard::asked()) return 1;
       raise(SIGTERM);
       if (!InterruptGuard::asked()) return 2;
+      raise(SIGINT);
     }
     raise(SIGINT);
     return 0;

@@ -178,13 +178,32 @@ TEST_F(Train, CommandLineOverridesConfigFile) {
   EXPECT_FLOAT_EQ(lines[3].at("lr").get<float>(), 0.01F);
 }
 
+TEST_F(Train, SavesIntoAPipe) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t child =
+      start(small({"--save", "/dev/fd/" + std::to_string(ends[1]), "--threads", "1", "--quiet"}));
+  close(ends[1]);
+  std::string written(1 << 20, '\0');
+  std::size_t size = 0;
+  for (ssize_t count = 1; count > 0 && size < written.size(); size += static_cast<std::size_t>(count)) {
+    count = read(ends[0], written.data() + size, written.size() - size);
+  }
+  close(ends[0]);
+  EXPECT_EQ(finish(child).code, 0);
+  ASSERT_EQ(train({"--save", out("file"), "--threads", "1"}).code, 0);
+  EXPECT_EQ(written.substr(0, size) == read_text(out("file")), true);
+}
+
 // What a run chose for itself is chosen anew where its config is changed; what it was given stays.
 TEST_F(Train, AChangedConfigHasTheDefaultsOfTheChange) {
   const std::string config = out("a/config.toml"), changed = out("b/config.toml");
-  ASSERT_EQ(run({"train", "--model", "mlp", "--hidden", "24,20,16", "--steps", "40", "--limit-test", "100",
-                 "--optimizer", "adam", "--beta2", "0.9", "--costs", "1e-7,2,3", "--run-dir", out("a")})
-                .code,
-            0);
+  ASSERT_EQ(
+      run({"train", "--model",        "mlp",  "--hidden",  "24,20,16", "--steps", "40",       "--limit-test",
+           "100",   "--optimizer",    "adam", "--beta2",   "0.9",      "--costs", "1e-7,2,3", "--lr-schedule",
+           "auto",  "--warmup-steps", "-1",   "--run-dir", out("a")})
+          .code,
+      0);
   const std::string given = read_text(config).substr(0, read_text(config).find("[defaults]"));
   EXPECT_NE(given.find("beta2 = 0.9\n"), std::string::npos) << given;
   EXPECT_NE(given.find("costs = [1e-07, 2.0, 3.0]\n"), std::string::npos) << given;

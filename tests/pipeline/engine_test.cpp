@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -437,11 +439,18 @@ class Failing final : public Layer {
 class Stopping final : public BatchSource {
  public:
   explicit Stopping(RandomBatches& batches) : batches_(batches) {}
-  Batch acquire(std::int64_t t) override { return batches_.acquire(t); }
+  Batch acquire(std::int64_t t) override {
+    if (!has(t)) throw std::logic_error("would have waited for ever");
+    return batches_.acquire(t);
+  }
   void release(std::int64_t) override {}
-  bool wait(std::int64_t t, std::chrono::milliseconds) override { return t < 3; }
+  bool wait(std::int64_t t, std::chrono::milliseconds limit) override {
+    if (!has(t)) std::this_thread::sleep_for(limit);
+    return has(t);
+  }
 
  private:
+  static bool has(std::int64_t t) { return t < 3; }
   RandomBatches& batches_;
 };
 

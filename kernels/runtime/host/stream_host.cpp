@@ -124,11 +124,14 @@ void bind(const std::vector<int>& processors) {
 // Throws where OpenMP would make smaller teams: threads of a library's would wait for those that are missing.
 void require_teams_of(int threads) {
   if (threads == 1) return;
-  const std::string stream = "a stream of " + std::to_string(threads) + " threads: ";
+  const auto refuse = [threads](const std::string& reason) {
+    throw std::invalid_argument("a stream of " + std::to_string(threads) + " threads: " + reason +
+                                "; change that, or ask for fewer threads");
+  };
   if (omp_get_thread_limit() < threads) {
-    throw std::invalid_argument(stream + "OMP_THREAD_LIMIT allows " + std::to_string(omp_get_thread_limit()));
+    refuse("OMP_THREAD_LIMIT allows " + std::to_string(omp_get_thread_limit()));
   }
-  if (omp_get_max_active_levels() < 1) throw std::invalid_argument(stream + "OMP_MAX_ACTIVE_LEVELS is 0");
+  if (omp_get_max_active_levels() < 1) refuse("OMP_MAX_ACTIVE_LEVELS is 0");
 }
 
 class WorkerStream final : public QueuedStream {
@@ -268,8 +271,9 @@ class InlineStream final : public HostStream {
     if (!error_) submit_always(task);
   }
   void submit_always(const Task& task) override {
-    const int before = omp_get_max_threads();
+    const int before = omp_get_max_threads(), dynamic = omp_get_dynamic();
     omp_set_num_threads(threads_);
+    omp_set_dynamic(0);
     try {
       Task copy = task;
       copy();
@@ -277,6 +281,7 @@ class InlineStream final : public HostStream {
       if (!error_) error_ = std::current_exception();
     }
     omp_set_num_threads(before);
+    omp_set_dynamic(dynamic);
   }
   void synchronize() override { throw_if_failed(); }
   void throw_if_failed() override {
