@@ -64,15 +64,13 @@ class Product {
     const memory::desc a = given.a.layout(), b = given.b.layout(), product = given.product.layout();
     const memory::desc bias = given.bias > 0 ? Matrix{Type::f32, 1, given.bias}.layout() : memory::desc();
     auto chosen = describe_matmul(engine, {a, b, bias, product}, epilogue);
-    memory::desc inner_a =
-        given.a.layout(room_behind_lines(given.a, given.a.transposed, given.product.columns));
-    memory::desc inner_b =
-        given.b.layout(room_behind_lines(given.b, !given.b.transposed, given.product.rows));
-    const auto with_room = describe_matmul(engine, {inner_a, inner_b, bias, product}, epilogue);
-    if (multiplies_in_place(chosen) && multiplies_in_place(with_room)) {
-      chosen = with_room;
-    } else {
-      inner_a = a, inner_b = b;
+    memory::desc inner_a = a, inner_b = b;
+    const std::int64_t room_a = room_behind_lines(given.a, given.a.transposed, given.product.columns);
+    const std::int64_t room_b = room_behind_lines(given.b, !given.b.transposed, given.product.rows);
+    if (room_a + room_b > 0 && multiplies_in_place(chosen)) {  // as it does with room, too
+      inner_a = given.a.layout(room_a);
+      inner_b = given.b.layout(room_b);
+      chosen = describe_matmul(engine, {inner_a, inner_b, bias, product}, epilogue);
     }
     std::vector<StagedPrimitive::Operand> operands{{DNNL_ARG_SRC, a, inner_a, Role::kInput},
                                                    {DNNL_ARG_WEIGHTS, b, inner_b, Role::kInput},

@@ -10,8 +10,6 @@ namespace {
 
 using Vector = __m256;
 constexpr std::int64_t kLanes = 8;
-// Of the 16 registers: sums of a tile's products, by two vectors or twice as many by one.
-constexpr int kSumRows = 6, kOutputRows = 4;
 
 PO_AVX2 inline Vector load(const float* from) { return _mm256_loadu_ps(from); }
 PO_AVX2 inline void store(float* to, Vector values) { _mm256_storeu_ps(to, values); }

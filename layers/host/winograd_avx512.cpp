@@ -10,8 +10,6 @@ namespace {
 
 using Vector = __m512;
 constexpr std::int64_t kLanes = 16;
-// Of the 32 registers: sums of a tile's products, by two vectors or twice as many by one.
-constexpr int kSumRows = 12, kOutputRows = 8;
 
 PO_AVX512 inline Vector load(const float* from) { return _mm512_loadu_ps(from); }
 PO_AVX512 inline void store(float* to, Vector values) { _mm512_storeu_ps(to, values); }

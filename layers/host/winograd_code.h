@@ -1,6 +1,6 @@
 // Included once for each instruction set, by a file that says before what a vector is and how it is handled:
-// PO_VECTORS, Vector, kLanes, kSumRows, kOutputRows, load, store, broadcast and multiply_add. All sums are
-// made in the same order, so that the sets give the same bits.
+// PO_VECTORS, Vector, kLanes, load, store, broadcast and multiply_add. All sums are made in the same order,
+// so that the sets give the same bits.
 
 #include <array>
 
@@ -8,6 +8,10 @@
 
 namespace pipeoptim::host::winograd {
 namespace {
+
+// Of the 2 kLanes registers: rows of sums by two vectors, or twice as many by one, of products and of weight
+// gradients.
+constexpr int kSumRows = 3 * kLanes / 4, kOutputRows = kLanes / 2;
 
 using Square = Vector[4][4];
 

@@ -89,10 +89,11 @@ Dataset load_dataset(const std::string& name, const std::string& folder, Split s
   }
   const std::filesystem::path place = find_folder(name, folder);
   Dataset dataset = read_idx_pair(place, split, 10);
-  constexpr std::int64_t kSide = 28;
-  if (dataset.height != kSide || dataset.width != kSide) {
-    throw DataError(place.string() + ": images of " + name + " have 28 x 28 pixels, these " +
-                    std::to_string(dataset.height) + " x " + std::to_string(dataset.width));
+  if (dataset.height != kMnistSide || dataset.width != kMnistSide) {
+    const std::string side = std::to_string(kMnistSide);
+    throw DataError(place.string() + ": images of " + name + " have " + side + " x " + side +
+                    " pixels, these " + std::to_string(dataset.height) + " x " +
+                    std::to_string(dataset.width));
   }
   dataset.name = name;
   dataset.mean = {name == "mnist" ? 0.1307F : 0.2860F};

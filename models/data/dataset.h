@@ -45,6 +45,8 @@ struct Dataset {
 // Leaves only the first records.
 void keep_first(Dataset& dataset, std::int64_t records);
 
+inline constexpr std::int64_t kMnistSide = 28;  // pixels, of fashion-mnist and mnist
+
 // The names that load_dataset takes.
 std::span<const std::string> dataset_names();
 // What a known one holds.

@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdlib>
+#include <initializer_list>
 #include <optional>
 #include <span>
 #include <stdexcept>
+#include <string_view>
 #include <type_traits>
 
 #include "kernels/runtime/device.h"
@@ -59,9 +61,7 @@ struct IsOptional<std::optional<T>> : std::true_type {};
 // As it is typed.
 template <typename T>
 std::string list_text(const std::vector<T>& values) {
-  std::string text;
-  for (const T value : values) text += (text.empty() ? "" : ",") + fmt::format("{}", value);
-  return text;
+  return fmt::format("{}", fmt::join(values, ","));
 }
 
 template <typename T>
@@ -395,7 +395,7 @@ std::vector<std::string> CommandLine::all_names() const {
 
 namespace {
 
-bool gives(const std::vector<Binding>& bindings, std::span<const char* const> names) {
+bool gives(const std::vector<Binding>& bindings, std::initializer_list<std::string_view> names) {
   return std::any_of(bindings.begin(), bindings.end(), [names](const Binding& binding) {
     return binding.option->count() > 0 && std::find(names.begin(), names.end(), binding.name) != names.end();
   });
@@ -403,13 +403,14 @@ bool gives(const std::vector<Binding>& bindings, std::span<const char* const> na
 
 // Settings of a file that make sense only beside others of it, which the command line replaces.
 std::vector<std::string> outdated_names(const std::vector<Binding>& bindings) {
-  static constexpr const char* kCut[] = {"model", "stages", "chunks"};
-  static constexpr const char* kLength[] = {"epochs"};
   std::vector<std::string> names;
-  if (gives(bindings, kCut)) names.push_back("cuts");
-  if (gives(bindings, kLength)) names.push_back("steps");
+  if (gives(bindings, {"model", "stages", "chunks"})) names.push_back("cuts");
+  if (gives(bindings, {"epochs"})) names.push_back("steps");
   return names;
 }
+
+// Empty where it is not part of a config, or has no value and so the default.
+std::string config_value(const Binding& binding) { return binding.resolved ? binding.toml() : std::string(); }
 
 bool changes_settings(const std::vector<Binding>& bindings) {
   return std::any_of(bindings.begin(), bindings.end(), [](const Binding& binding) {
@@ -446,12 +447,12 @@ void CommandLine::apply_config(Subcommand& command) {
   };
   for (const auto& setting : config.given) apply(setting, true);
   // A comparison chooses for each of its methods, all others for one.
-  const auto is_of_methods = [](const auto& setting) { return setting.first == "methods"; };
-  const bool of_comparison = std::any_of(config.given.begin(), config.given.end(), is_of_methods) ||
-                             std::any_of(config.defaults.begin(), config.defaults.end(), is_of_methods);
-  const bool compares = std::any_of(command.bindings.begin(), command.bindings.end(),
-                                    [](const Binding& binding) { return binding.name == "methods"; });
-  if (changed || of_comparison != compares) return;
+  const auto has_methods = [](const Settings& settings) {
+    return std::any_of(settings.begin(), settings.end(),
+                       [](const auto& setting) { return setting.first == "methods"; });
+  };
+  const bool of_comparison = has_methods(config.given) || has_methods(config.defaults);
+  if (changed || of_comparison != (command.app->get_name() == "compare")) return;
   for (const auto& setting : config.defaults) apply(setting, false);
 }
 
@@ -459,21 +460,19 @@ Settings CommandLine::settings() const {
   Settings settings;
   if (chosen_ == nullptr) return settings;
   for (const Binding& binding : chosen_->bindings) {
-    const std::string value = binding.resolved ? binding.toml() : std::string();
-    if (!value.empty()) settings.push_back({binding.name, value});  // what has no value has a default
+    const std::string value = config_value(binding);
+    if (!value.empty()) settings.push_back({binding.name, value});
   }
   return settings;
 }
 
 std::string CommandLine::resolved_config() const {
   std::string given = "# The settings of this run; give them to pipeoptim with --config.\n", defaults;
-  const auto is_given = [this](const std::string& name, const std::string& value) {
-    return std::any_of(chosen_->bindings.begin(), chosen_->bindings.end(), [&](const Binding& binding) {
-      return binding.name == name && binding.given == value;
-    });
-  };
-  for (const auto& [name, value] : settings()) {
-    (is_given(name, value) ? given : defaults) += name + " = " + value + "\n";
+  if (chosen_ == nullptr) return given;
+  for (const Binding& binding : chosen_->bindings) {
+    const std::string value = config_value(binding);
+    if (value.empty()) continue;
+    (binding.given == value ? given : defaults) += binding.name + " = " + value + "\n";
   }
   return given + "\n# What the program chose. It chooses anew where the command line changes a setting.\n[" +
          kDefaultsTable + "]\n" + defaults;

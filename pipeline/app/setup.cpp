@@ -77,7 +77,7 @@ ModelOptions model_options(const Options& options, const DataShape& shape) {
 DataShape data_shape(const Options& options) {
   require_fitting_data(options);
   if (options.data == "fashion-mnist" || options.data == "mnist" || options.data == "synthetic") {
-    return {28, 28, 1, 10};
+    return {kMnistSide, kMnistSide, 1, 10};
   }
   if (options.data == "cifar10") return {32, 32, 3, 10};
   if (options.data == "imdb") return {.classes = 2, .vocabulary = options.vocabulary};

@@ -1,8 +1,6 @@
 // `pipeoptim compare` and `pipeoptim simulate`.
-#include <chrono>
 #include <cmath>
 #include <csignal>
-#include <thread>
 
 #include "pipeline/app/comparison.h"
 #include "tests/app/program.h"
@@ -112,9 +110,8 @@ TEST_F(Compare, ItsConfigMakesTheSameRunsAgain) {
 TEST_F(Compare, InterruptedInItsFirstRunItLeavesNothingBehind) {
   const pid_t child = start({"compare", "--model", "mlp", "--epochs", "1000", "--stages", "2", "--device",
                              "cpu", "--methods", "pipeoptim", "--run-dir", out("study")});
-  for (int i = 0; i < 600 && read_text(scratch("stdout")).find("(run 1 of") == std::string::npos; ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
+  EXPECT_TRUE(
+      wait_until([&] { return read_text(scratch("stdout")).find("(run 1 of") != std::string::npos; }));
   kill(child, SIGINT);
   const Outcome outcome = finish(child);
   EXPECT_EQ(outcome.code, 130) << outcome.err;

@@ -7,11 +7,13 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace pipeoptim::test {
@@ -69,6 +71,16 @@ class ProgramTest : public testing::Test {
     }
     execv(program, argv.data());
     _exit(127);
+  }
+
+  // Whether the condition came true within a minute.
+  template <typename Condition>
+  static bool wait_until(const Condition& holds) {
+    for (int i = 0; i < 6000; ++i) {
+      if (holds()) return true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return false;
   }
 
   Outcome finish(pid_t child, const std::string& name = "") const {

@@ -51,7 +51,7 @@ TEST_F(Texts, MistakesNameTheCulprit) {
   expect_refused(run({"train", "--model", "cnn", "--data", "imdb"}), 2,
                  {"--model cnn", "images", "cifar10", "--data imdb"});
   expect_refused(train_gpt({"--heads=3"}), 2, {"--features 16", "--heads 3"});
-  expect_refused(train_gpt({"--sequence-length=0"}), 2, {"--sequence-length is 0", "1 to"});
+  expect_refused(train_gpt({"--sequence-length=0"}), 2, {"--sequence-length is 0", "1 to 65536"});
   expect_refused(train_gpt({"--data-dir", scratch("missing.txt")}), 1, {"missing.txt", "no such data"});
   expect_refused(train_gpt({"--sequence-length=2000"}), 1, {"words.txt", "--sequence-length 2000"});
 }

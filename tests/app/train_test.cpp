@@ -1,12 +1,10 @@
 // `pipeoptim train` and `eval` end to end on Fashion-MNIST: the contract of their files.
 #include <signal.h>
 
-#include <chrono>
 #include <cmath>
 #include <fstream>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "kernels/runtime/placement.h"
 #include "tests/app/program.h"
@@ -269,9 +267,7 @@ TEST_F(Train, CtrlCEndsInOrder) {
   const std::vector<std::string> arguments =
       small({"--steps", "1000000", "--log", out("log"), "--save", out("w.safetensors")});
   const pid_t child = start(arguments);
-  for (int i = 0; i < 600 && (!fs::exists(out("log")) || fs::file_size(out("log")) == 0); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
+  EXPECT_TRUE(wait_until([&] { return fs::exists(out("log")) && fs::file_size(out("log")) > 0; }));
   kill(child, SIGINT);
   const Outcome outcome = finish(child);
   EXPECT_EQ(outcome.code, 130) << outcome.err;

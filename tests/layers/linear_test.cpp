@@ -123,7 +123,7 @@ INSTANTIATE_TEST_SUITE_P(
                                      Case{9, 40, 1, Bias::kNo, Activation::kRelu},
                                      Case{67, 33, 50, Bias::kYes, Activation::kRelu},
                                      Case{520, 64, 80, Bias::kYes, Activation::kRelu},
-                                     Case{12, 1024, 1024, Bias::kYes}, Case{2056, 256, 32, Bias::kNo},
+                                     Case{40, 1024, 1024, Bias::kYes}, Case{2056, 256, 32, Bias::kNo},
                                      Case{2056, 32, 256, Bias::kNo}),
                      testing::Values(1, 2), testing::Values(MatrixPrecision::kFp32, MatrixPrecision::kBf16)));
 

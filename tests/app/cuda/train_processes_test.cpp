@@ -1,11 +1,9 @@
 // Four stages in several processes with a device each: the losses of the host, the bits of one process, and
 // an end for all when one fails or is stopped.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <string>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -61,12 +59,11 @@ class NcclProgram : public ProgramTest {
 
   // Blocks until so many steps are logged.
   void wait_for_steps(const std::string& log, std::size_t steps) const {
-    for (int i = 0; i < 6000; ++i) {
+    const bool there = wait_until([&] {
       const std::string text = read_text(log);
-      if (static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) >= steps) return;
-      std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    }
-    FAIL() << "no progress";
+      return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n')) >= steps;
+    });
+    ASSERT_TRUE(there) << "no progress";
   }
 };
 
